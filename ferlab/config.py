@@ -1,0 +1,139 @@
+"""All settings of a run in one frozen dataclass, and the profiles that scale them to the machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from ferlab.errors import FerlabError
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one training. DR-FER's numbers were never published: every value here is ours.
+
+    The parts of the method, each of which can be switched off alone:
+    masked_modelling, split ("class", "shared" or "off"), contrastive, relabelling.
+    """
+
+    method: str = "drfer"
+    seed: int = 0
+
+    # network
+    backbone: str = "small"
+    weights: str | None = None  # None, "torchvision", or the path of a checkpoint
+    size: int = 48  # pixels a side that the network sees, a multiple of 16
+    attention_maps: int = 4
+    local_dimensions: int = 128
+
+    # schedule
+    epochs: int = 24
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1  # at the peak
+    weight_decay: float = 5e-4
+    ramp_up: float = 0.15  # share of the steps in which the learning rate rises to its peak
+    anneal_from: float = 0.15  # share of the steps after which it falls to zero along a cosine
+    average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
+    label_smoothing: float = 0.0
+    augmentation: float = 1.0  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
+
+    # masked image modelling
+    masked_modelling: bool = True
+    mask_weight: float = 0.1
+    mask_ratio: float = 0.5
+    mask_share: float = 0.5  # share of the batch that a masked copy is made of
+
+    # split into clean and noisy
+    split: Literal["class", "shared", "off"] = "class"
+    warm_up: int = 12  # epochs before the first split
+    interval: int = 4  # epochs between splits
+    evidence: Literal["loss", "margin", "both"] = "loss"
+    smooth_collections: int = 3  # losses are averaged over this many collections
+    tied: bool = True
+    clean_threshold: float = 0.5  # a sample below this clean probability is noisy
+
+    # distribution contrastive learning
+    contrastive: bool = True
+    contrastive_weight: float = 0.1
+    contrastive_count: float = 10.0
+    contrastive_temperature: float = 0.1
+
+    # retrieval relabelling
+    relabelling: bool = True
+    relabel_weight: float = 1.0
+    average_precision: Literal["plain", "chance", "balanced"] = "chance"
+    top_k: int | None = None
+    sharpness: float = 2.0
+    keep_given: bool = True  # mix the given label into the soft one by the clean probability
+
+    def __post_init__(self):
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise FerlabError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(map(str, choices))}.')
+        for name in ("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"):
+            if getattr(self, name) < 1:
+                raise FerlabError(f"{name} is {getattr(self, name)}: give at least 1.")
+        for name in ("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise FerlabError(f"{name} is {getattr(self, name)}: give a number between 0 and 1.")
+        if self.size % 16 or self.size < 32:
+            raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
+        if self.local_dimensions % self.attention_maps:
+            raise FerlabError(
+                f"local_dimensions is {self.local_dimensions}: give a multiple of attention_maps ({self.attention_maps})."
+            )
+
+    def replace(self, **changes) -> Config:
+        """A copy with some settings changed. Raises FerlabError for a setting that does not exist."""
+        known = {f.name for f in dataclasses.fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise FerlabError(f"There is no setting {unknown[0]}: the settings are {', '.join(sorted(known))}.")
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The settings as JSON, one a line."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The settings that ``to_json`` wrote."""
+        return cls().replace(**json.loads(text))
+
+
+CHOICES = {
+    "optimizer": ("sgd", "adamw"),
+    "split": ("class", "shared", "off"),
+    "evidence": ("loss", "margin", "both"),
+    "average_precision": ("plain", "chance", "balanced"),
+}
+
+PROFILES = {
+    "smoke": Config(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
+    "quick": Config(),
+    "full": Config(backbone="resnet18", size=96, epochs=60, warm_up=30, interval=10),
+}
+
+
+def profile_name(name: str | None = None) -> str:
+    """The profile to use: ``name``, else FERLAB_PROFILE, else "full" where there is a GPU and "quick" where there is none.
+
+    Raises FerlabError for a name that is not a profile.
+    """
+    name = name or os.environ.get("FERLAB_PROFILE")
+    if not name:
+        import torch
+
+        name = "full" if torch.cuda.is_available() else "quick"
+    if name not in PROFILES:
+        raise FerlabError(f'There is no profile "{name}": set FERLAB_PROFILE to one of {", ".join(PROFILES)}.')
+    return name
+
+
+def profile(name: str | None = None, **changes) -> Config:
+    """The settings of a profile (see ``profile_name``), with some changed."""
+    return PROFILES[profile_name(name)].replace(**changes)

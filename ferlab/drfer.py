@@ -1,0 +1,153 @@
+"""DR-FER as a method of the training loop: its four parts and their schedule (Algorithm 1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ferlab import metrics
+from ferlab.config import Config
+from ferlab.data import FaceSet
+from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
+from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
+from ferlab.mixture import ClassMixture
+from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
+from ferlab.training import Batch, Method, Trainer
+
+
+class DRFERMethod(Method):
+    """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
+
+    clean_probability: [N], 1 before the first split; noisy: bool [N]; history: losses of the collections so far, [E, N].
+    """
+
+    clean_probability: Tensor
+    weight: Tensor
+    history: Tensor
+
+    def __init__(self, config: Config, train: FaceSet):
+        super().__init__(config, train)
+        count = len(train)
+        self.register_buffer("clean_probability", torch.ones(count))
+        self.register_buffer("weight", torch.ones(count))
+        self.register_buffer("new_targets", self.targets.clone())
+        self.register_buffer("history", torch.zeros(0, count))
+        self.distributions: ClassDistributions | None = None
+
+    def build_network(self) -> nn.Module:
+        network = super().build_network()
+        self.distributions = ClassDistributions(self.num_classes, network.embedding_dimensions)
+        return network
+
+    @property
+    def noisy(self) -> Tensor:
+        """bool [N], True = split off as noisy."""
+        return self.clean_probability < self.config.clean_threshold
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        features = network(batch.images)
+        terms = {"cross_entropy": self.cross_entropy(
+            features.logits, self.new_targets[batch.index], self.weight[batch.index])}
+        if config.masked_modelling:
+            terms["masked_modelling"] = config.mask_weight * self.masked_modelling(network, batch.images, generator)
+        if config.contrastive:
+            given, clean = self.given[batch.index], (~self.noisy[batch.index]).float()
+            terms["contrastive"] = config.contrastive_weight * distribution_contrastive_loss(
+                features.embedding, given, clean, self.distributions,
+                config.contrastive_count, config.contrastive_temperature)
+            self.distributions.update(features.embedding.detach(), given, clean)
+        return terms
+
+    def masked_modelling(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Reconstruct hidden patches of a share of the batch."""
+        images = images[: max(1, round(self.config.mask_share * len(images)))]
+        grid = self.config.size // network.cell
+        mask = random_patch_mask(len(images), grid, self.config.mask_ratio, generator).to(images.device)
+        with batch_statistics_untouched(network):
+            predicted = network.reconstruct(hide(images, mask))
+        return masked_reconstruction_loss(predicted, images, mask)
+
+    def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
+        config = self.config
+        since = epoch - config.warm_up
+        splitting = config.split != "off" and since >= 0 and since % config.interval == 0 and epoch < config.epochs
+        collecting = splitting or config.split != "off" and since >= -config.smooth_collections
+        if not (collecting or splitting):
+            return {}
+        collected = trainer.collect(self.faces)
+        losses = F.cross_entropy(collected.logits, self.given, reduction="none")
+        self.history = torch.cat([self.history, losses[None]])
+        return self.split_and_relabel(collected.embedding) if splitting else {}
+
+    def split_and_relabel(self, embedding: Tensor) -> dict:
+        """Split by the evidence, relabel the noisy set by retrieval from the clean one, and set the targets."""
+        config = self.config
+        loss = self.history[-config.smooth_collections :].mean(0)
+        scores = self.evidence(loss, embedding)
+        mixture = ClassMixture(config.split, config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
+        self.clean_probability = torch.from_numpy(mixture.clean_probability).float().to(loss.device)
+        noisy = self.noisy
+        self.new_targets = self.targets.clone()
+        self.weight = (~noisy).float()
+        if noisy.any() and not noisy.all() and config.relabelling:
+            soft = relabel(self.average_precision(embedding[noisy], embedding[~noisy], self.given[~noisy]),
+                           config.sharpness)
+            if config.keep_given:
+                w = self.clean_probability[noisy][:, None]
+                soft = w * self.targets[noisy] + (1 - w) * soft
+            self.new_targets[noisy] = soft
+            self.weight[noisy] = config.relabel_weight
+        return {"split": self.quality() | {"status": mixture.status}}
+
+    def evidence(self, loss: Tensor, embedding: Tensor) -> Tensor:
+        """The score to split by, [N], higher = more likely wrong: the loss, the negative retrieval margin, or both."""
+        if self.config.evidence == "loss":
+            return loss
+        precision = self.average_precision(embedding, embedding, self.given, torch.arange(len(embedding)))
+        margin = -retrieval_margin(precision, self.given)
+        if self.config.evidence == "margin":
+            return margin
+        return sum((s - s.mean()) / s.std().clamp(min=1e-9) for s in (loss, margin))
+
+    def average_precision(
+        self, queries: Tensor, gallery: Tensor, labels: Tensor, exclude: Tensor | None = None
+    ) -> Tensor:
+        """Class AP of the configured kind, [Q, C]."""
+        kind = self.config.average_precision
+        return class_average_precision(
+            queries, gallery, labels, self.num_classes, self.config.top_k, kind == "balanced", kind == "chance", exclude)
+
+    def quality(self) -> dict:
+        """How right the split and the new labels are, by the truth that training does not see; {} without a truth."""
+        truth = self.faces.truth
+        if truth is None:
+            return {}
+        given, noisy = self.given.cpu().numpy(), self.noisy.cpu().numpy()
+        return metrics.split_quality(
+            self.clean_probability.cpu().numpy(), given, truth, self.config.clean_threshold
+        ) | metrics.relabelling_quality(self.new_targets.cpu().numpy(), noisy, given, truth, self.faces.votes)
+
+    def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
+        """loss [N], loss_history [E, N], clean_probability [N], average_precision [N, C], soft_label [N, C],
+        probability [N, C], embedding [N, D], neighbours int [N, 10] (rows of the nearest clean faces)."""
+        collected = trainer.collect(self.faces)
+        clean = torch.nonzero(~self.noisy).squeeze(1)
+        own = torch.full((len(self.faces),), -1)
+        own[clean.cpu()] = torch.arange(len(clean))
+        embedding = collected.embedding
+        gallery = embedding[clean]
+        neighbours = nearest_neighbours(embedding, gallery, 11)
+        rows = clean[neighbours]
+        itself = rows == torch.arange(len(rows), device=rows.device)[:, None]
+        keep = (~itself).long().argsort(dim=1, descending=True, stable=True)[:, :10]
+        state = {
+            "loss": F.cross_entropy(collected.logits, self.given, reduction="none"),
+            "loss_history": self.history, "clean_probability": self.clean_probability,
+            "average_precision": self.average_precision(embedding, gallery, self.given[clean], own),
+            "soft_label": self.new_targets, "probability": collected.logits.softmax(1),
+            "embedding": embedding.half(), "neighbours": rows.gather(1, keep),
+        }
+        return {name: value.cpu().numpy() for name, value in state.items()}

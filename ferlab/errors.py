@@ -1,0 +1,8 @@
+"""The one exception that ferlab raises for input that its user can mend."""
+
+
+class FerlabError(ValueError):
+    """Bad input, told in one sentence: what is wrong, where, and how to mend it.
+
+    The command line prints the sentence and exits with code 2; nothing is left half-written.
+    """

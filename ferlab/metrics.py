@@ -1,0 +1,102 @@
+"""Scores of predictions, of the split into clean and noisy, and of new labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+
+
+def classification(probabilities: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:
+    """Accuracy, mean-class accuracy, macro-F1, recall and count of each class, confusion matrix (rows = true class).
+
+    probabilities: [N, C]; labels: int [N], -1 = unknown, left out. Classes without a face have recall None and do not
+    enter the means.
+    """
+    known = np.asarray(labels) >= 0
+    labels = np.asarray(labels)[known]
+    predicted = np.asarray(probabilities)[known].argmax(1)
+    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
+    counts = matrix.sum(1)
+    recall = matrix.diagonal() / np.maximum(counts, 1)
+    present = counts > 0
+    return {
+        "accuracy": float((predicted == labels).mean()) if len(labels) else None,
+        "mean_class_accuracy": float(recall[present].mean()) if present.any() else None,
+        "macro_f1": float(f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0))
+        if present.any() else None,
+        "recall": {name: float(r) if n else None for name, r, n in zip(classes, recall, counts, strict=True)},
+        "counts": {name: int(n) for name, n in zip(classes, counts, strict=True)},
+        "confusion_matrix": matrix.tolist(),
+        "faces": int(len(labels)),
+    }
+
+
+def noise_detection(suspicion: np.ndarray, wrong: np.ndarray) -> dict:
+    """AUROC and average precision of finding wrong labels: suspicion [N], higher = more likely wrong; wrong bool [N].
+
+    None where all labels are right or all are wrong.
+    """
+    if wrong.all() or not wrong.any():
+        return {"auroc": None, "average_precision": None}
+    return {
+        "auroc": float(roc_auc_score(wrong, suspicion)),
+        "average_precision": float(average_precision_score(wrong, suspicion)),
+    }
+
+
+def split_quality(clean_probability: np.ndarray, given: np.ndarray, truth: np.ndarray, threshold: float) -> dict:
+    """How well the clean set was found: AUROC, average precision, precision, recall, share kept, AUROC of each class.
+
+    clean_probability: [N], higher = cleaner; a sample at or above ``threshold`` is clean. Faces of unknown truth
+    (-1) are left out.
+    """
+    known = truth >= 0
+    w, given, wrong = clean_probability[known], given[known], (given != truth)[known]
+    clean = w >= threshold
+    per_class = {int(c): noise_detection(-w[given == c], wrong[given == c])["auroc"] for c in np.unique(given)}
+    return noise_detection(-w, wrong) | {
+        "clean_precision": float((~wrong[clean]).mean()) if clean.any() else None,
+        "clean_recall": float(clean[~wrong].mean()) if (~wrong).any() else None,
+        "clean_share": float(clean.mean()) if len(clean) else None,
+        "auroc_per_class": per_class,
+    }
+
+
+def relabelling_quality(
+    soft: np.ndarray, noisy: np.ndarray, given: np.ndarray, truth: np.ndarray, votes: np.ndarray | None
+) -> dict:
+    """How right the new labels are.
+
+    soft: [N, C] new labels; noisy: bool [N], the faces that were relabelled. ``right_if_wrong``: share of the relabelled
+    faces whose given label was wrong that now have their true label on top; ``right_if_clean``: share of those wrongly
+    suspected that keep it; ``recovered``: share of *all* wrong labels that are right after relabelling; ``right_after``:
+    share of all labels that are right now (clean ones keep theirs); ``divergence``: mean Jensen-Shannon divergence (bits,
+    lower = nearer) of the new labels from the raters' votes.
+    """
+    known = truth >= 0
+    wrong = known & (given != truth)
+    now = np.where(noisy, soft.argmax(1), given)
+    result = {
+        "right_if_wrong": _share(now == truth, noisy & wrong),
+        "right_if_clean": _share(now == truth, noisy & known & ~wrong),
+        "recovered": _share(now == truth, wrong),
+        "right_after": _share(now == truth, known),
+    }
+    if votes is not None and noisy.any():
+        result["divergence"] = float(jensen_shannon(soft[noisy], votes[noisy]).mean())
+    return result
+
+
+def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """Jensen-Shannon divergence of rows, in bits, in [0, 1]; rows [N, C] are normalised first."""
+    p, q = (a / np.maximum(a.sum(1, keepdims=True), 1e-12) for a in (np.asarray(p, float), np.asarray(q, float)))
+    m = (p + q) / 2
+
+    def entropy(a):
+        return -(a * np.log2(np.maximum(a, 1e-12))).sum(1)
+
+    return entropy(m) - (entropy(p) + entropy(q)) / 2
+
+
+def _share(hit: np.ndarray, among: np.ndarray) -> float | None:
+    return float(hit[among].mean()) if among.any() else None

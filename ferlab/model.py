@@ -1,0 +1,208 @@
+"""The network of DR-FER: a ResNet trunk, a Global Branch, a Local Branch of attention maps, a decoder, one classifier."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ferlab.config import Config
+from ferlab.errors import FerlabError
+
+BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+
+class Features(NamedTuple):
+    """What the network makes of a batch.
+
+    logits: [B, C]; embedding: V = [L; G] / ||[L; G]||, [B, D]; attention: [B, K, h, w] in [0, 1];
+    local_map: the attended stage-3 map that the decoder reads, [B, channels, h, w].
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    attention: Tensor
+    local_map: Tensor
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al., CVPR 2016)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def small_resnet(blocks: tuple[int, int, int, int], widths: tuple[int, ...] = (32, 64, 128, 256)):
+    """A ResNet for faces of about 48 pixels on a CPU: stem of stride 2, stages 1-3 as trunk, stage 4; and their widths."""
+    stages, channels = [], widths[0]
+    for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+        layers = []
+        for block in range(count):
+            layers.append(BasicBlock(channels, width, 2 if stage > 0 and block == 0 else 1))
+            channels = width
+        stages.append(nn.Sequential(*layers))
+    stem = nn.Sequential(
+        nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+    )
+    return nn.Sequential(stem, *stages[:3]), stages[3], widths[2], widths[3]
+
+
+def _torchvision_resnet(name: str, weights: str | None):
+    import torchvision
+
+    net = getattr(torchvision.models, name)(weights="DEFAULT" if weights == "torchvision" else None)
+    if weights not in (None, "torchvision"):
+        load_backbone_weights(net, Path(weights))
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    trunk = nn.Sequential(stem, net.layer1, net.layer2, net.layer3)
+    width4 = net.fc.in_features
+    return trunk, net.layer4, width4 // 2, width4
+
+
+class LocalBranch(nn.Module):
+    """K learned attention maps over the stage-3 map; each pools the map into one local vector.
+
+    The maps are sigmoids, so that several may look at one place and a map may look nowhere (ours).
+    """
+
+    def __init__(self, channels: int, maps: int, dimensions: int):
+        super().__init__()
+        self.attention = nn.Sequential(
+            nn.Conv2d(channels, channels // 2, 1, bias=False), nn.BatchNorm2d(channels // 2), nn.ReLU(inplace=True),
+            nn.Conv2d(channels // 2, maps, 1),
+        )
+        self.project = nn.Linear(channels, dimensions // maps)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, channels, h, w] -> L [B, dimensions], attention [B, K, h, w], attended map [B, channels, h, w]."""
+        attention = self.attention(x).sigmoid()
+        weight = attention / attention.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        pooled = torch.einsum("bkhw,bchw->bkc", weight, x)
+        attended = x * attention.amax(1, keepdim=True)
+        return self.project(pooled).flatten(1), attention, attended
+
+
+class Decoder(nn.Module):
+    """Predicts pixels from the attended stage-3 map: one 3x3 convolution, then every cell paints its square."""
+
+    def __init__(self, channels: int, cell: int):
+        super().__init__()
+        self.hidden = nn.Conv2d(channels, channels, 3, padding=1)
+        self.paint = nn.Conv2d(channels, 3 * cell * cell, 1)
+        self.cell = cell
+
+    def forward(self, local_map: Tensor) -> Tensor:
+        """[B, channels, h, w] -> standardised pixels [B, 3, h * cell, w * cell]."""
+        return F.pixel_shuffle(self.paint(F.relu(self.hidden(local_map))), self.cell)
+
+
+class DRFER(nn.Module):
+    """Trunk (stages 1-3) -> Global Branch (stage 4, pooling -> G) and Local Branch (attention -> L) -> classifier.
+
+    Input: float [B, 3, size, size], standardised by ``standardise``.
+    """
+
+    def __init__(self, config: Config, num_classes: int):
+        super().__init__()
+        self.size, self.num_classes = config.size, num_classes
+        if config.backbone in ("small", "small18"):
+            if config.weights is not None:
+                raise FerlabError(f'weights={config.weights!r} needs a torchvision backbone: choose backbone="resnet18".')
+            blocks = (1, 1, 1, 1) if config.backbone == "small" else (2, 2, 2, 2)
+            self.trunk, self.stage4, width3, width4 = small_resnet(blocks)
+        elif config.backbone in BACKBONES:
+            self.trunk, self.stage4, width3, width4 = _torchvision_resnet(config.backbone, config.weights)
+        else:
+            raise FerlabError(f'The backbone "{config.backbone}" is not known: choose one of {", ".join(BACKBONES)}.')
+        if config.size % 16:
+            raise FerlabError(f"The face size is {config.size} pixels: choose a multiple of 16.")
+        self.local = LocalBranch(width3, config.attention_maps, config.local_dimensions)
+        self.decoder = Decoder(width3, self.cell)
+        self.embedding_dimensions = config.local_dimensions + width4
+        self.classifier = nn.Linear(self.embedding_dimensions, num_classes)
+
+    @property
+    def cell(self) -> int:
+        """Pixels a side that one cell of the stage-3 map stands for."""
+        return 8 if isinstance(self.trunk[0][-1], nn.ReLU) else 16
+
+    def forward(self, x: Tensor) -> Features:
+        shared = self.trunk(x)
+        local, attention, attended = self.local(shared)
+        whole = self.stage4(shared).mean((2, 3))  # G, [B, width4]
+        joined = torch.cat([local, whole], dim=1)  # [L; G]
+        return Features(self.classifier(joined), F.normalize(joined.float(), dim=1), attention, attended)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Pixels [B, 3, size, size] predicted from (masked) faces by trunk, Local Branch and decoder."""
+        return self.decoder(self.local(self.trunk(x))[2])
+
+
+def standardise(images: Tensor, size: int) -> Tensor:
+    """uint8 [B, H, W] or [B, H, W, 3] -> float [B, 3, size, size], about zero mean and unit spread."""
+    x = images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    x = (x.float() / 255 - PIXEL_MEAN) / PIXEL_STD
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return x
+
+
+def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
+    """Fill a torchvision ResNet from a checkpoint of a ResNet of the same depth (ImageNet, face recognition).
+
+    The file is read without running code. Wrappings ("state_dict", "module.", "backbone.") are taken off and heads are
+    ignored. Raises FerlabError if the file is missing or unreadable, or if any trunk weight is absent or of another shape.
+    """
+    if not path.is_file():
+        raise FerlabError(f"There is no weights file at {path}: give the path of a .pth or .safetensors checkpoint.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise FerlabError(
+            f"{path} cannot be read as plain weights ({type(error).__name__}): save its state_dict with torch.save."
+        ) from error
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
+    plain = {}
+    for key, value in state.items():
+        for prefix in ("module.", "backbone.", "encoder."):
+            key = key.removeprefix(prefix)
+        plain[key] = value
+    wanted = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
+    missing = [k for k in wanted if k not in plain and not k.endswith("num_batches_tracked")]
+    misshapen = [k for k in wanted if k in plain and plain[k].shape != wanted[k].shape]
+    if missing or misshapen:
+        problem = missing[0] if missing else misshapen[0]
+        raise FerlabError(
+            f"{path} does not fit this backbone: {len(missing)} weights are missing and {len(misshapen)} have another "
+            f'shape, the first is "{problem}"; choose the backbone that the checkpoint was made with.'
+        )
+    backbone.load_state_dict({k: plain[k] for k in wanted if k in plain}, strict=False)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

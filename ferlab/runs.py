@@ -1,0 +1,132 @@
+"""One directory a run: settings, environment, metrics of every epoch, checkpoint, and the state of every split.
+
+    config.json         the settings (``Config``)
+    environment.json    versions, device, data set, label rule, noise
+    metrics.jsonl       one line an epoch
+    checkpoint.pt       everything that resuming needs; plain tensors, loaded without running code
+    state_train.npz ... what the explorer and the notebooks read, for each split
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ferlab.config import Config
+from ferlab.errors import FerlabError
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place, so that the file is whole or not there.
+
+    Raises FerlabError if the disk is full or the folder is not writable; the former file then stays as it was.
+    """
+    # np.savez appends its suffix to other names, so the suffix stays last
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise FerlabError(
+            f"{path} could not be written ({reason}): free some space or choose a folder that you may write to; "
+            "what was there before is kept."
+        ) from error
+
+
+def write_json(path: Path, value) -> None:
+    """``value`` as JSON in ``path``, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+class Run:
+    """A run directory, being written or read.
+
+    Raises FerlabError on reading a directory that is no run.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise FerlabError(f"{self.directory} is a file: give a run directory, such as runs/my_first.")
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Run:
+        """An existing run."""
+        run = cls(directory)
+        if not (run.directory / "config.json").is_file():
+            raise FerlabError(f"{run.directory} holds no run (no config.json): make one with ferlab train --run DIR.")
+        return run
+
+    @property
+    def config(self) -> Config:
+        """The settings it was made with."""
+        return Config.from_json((self.directory / "config.json").read_text())
+
+    @property
+    def environment(self) -> dict:
+        """Versions, device, data set, label rule, noise and classes."""
+        return json.loads((self.directory / "environment.json").read_text())
+
+    @property
+    def metrics(self) -> list[dict]:
+        """One record an epoch."""
+        path = self.directory / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write_metrics(self, records: list[dict]) -> None:
+        """All records so far, whole."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        write_whole(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+
+    def state(self, split: str = "train") -> dict[str, np.ndarray]:
+        """What is known of every face of a split; see ``training.collect_state``."""
+        path = self.directory / f"state_{split}.npz"
+        if not path.is_file():
+            raise FerlabError(f"{path} does not exist: this run has no state of the split {split!r}; finish the training.")
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+
+    def write_state(self, split: str, state: dict[str, np.ndarray]) -> None:
+        """Arrays by name, readable without pickle."""
+        write_whole(self.directory / f"state_{split}.npz", lambda temporary: np.savez(temporary, **state))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return (self.directory / "checkpoint.pt").is_file()
+
+    def write_checkpoint(self, state: dict) -> None:
+        """Tensors, numbers and strings in nested dicts and lists."""
+        write_whole(self.directory / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
+
+    def read_checkpoint(self) -> dict:
+        """What ``write_checkpoint`` wrote. Raises FerlabError if it is absent or cannot be read as plain tensors."""
+        path = self.directory / "checkpoint.pt"
+        if not path.is_file():
+            raise FerlabError(f"{self.directory} has no checkpoint.pt: train it first with ferlab train --run DIR.")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise FerlabError(
+                f"{path} cannot be read as a checkpoint ({type(error).__name__}): delete it and train again."
+            ) from error
+
+
+def environment() -> dict:
+    """Versions and device, for the record of a run."""
+    import torchvision
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+        "numpy": np.__version__, "platform": platform.system() + " " + platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
+    }

@@ -1,0 +1,275 @@
+"""The training loop. It knows no method by name: a ``Method`` says what is lost on a batch and what happens after it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ferlab import metrics
+from ferlab.augment import augment
+from ferlab.config import Config
+from ferlab.data import FaceSet, Splits
+from ferlab.errors import FerlabError
+from ferlab.model import DRFER, Features, standardise
+from ferlab.runs import Run, environment, write_json
+
+
+@dataclass
+class Batch:
+    """images: float [B, 3, size, size], augmented and standardised; index: int [B], rows of the training set."""
+
+    images: Tensor
+    index: Tensor
+
+
+@dataclass
+class Collection:
+    """What the averaged network says in evaluation mode of N faces, in their order.
+
+    logits: [N, C]; embedding: V, [N, D], l2-normalised; both averaged over the face and its mirror image.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+
+
+class Method(nn.Module):
+    """Plain cross-entropy with the given labels; the base of every other method.
+
+    A method overrides ``loss``, and ``after_epoch`` if it looks at the whole training set. Tensors that it registers as
+    buffers are kept in the checkpoint.
+    """
+
+    targets: Tensor
+
+    def __init__(self, config: Config, train: FaceSet):
+        super().__init__()
+        self.config = config
+        self.faces = train
+        self.num_classes = len(train.classes)
+        given = torch.as_tensor(train.labels)
+        soft = F.one_hot(given, self.num_classes).float()
+        if train.label_distribution is not None:
+            soft = torch.as_tensor(train.label_distribution).float()
+        self.register_buffer("given", given)
+        self.register_buffer("targets", soft)
+
+    def build_network(self) -> nn.Module:
+        """The network to train; it returns ``Features``."""
+        return DRFER(self.config, self.num_classes)
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms of the loss on a batch, weighted; their sum is minimised."""
+        features: Features = network(batch.images)
+        return {"cross_entropy": self.cross_entropy(features.logits, self.targets[batch.index])}
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Soft cross-entropy, averaged over the batch: logits, targets [B, C]; weight [B]."""
+        smoothing = self.config.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / self.num_classes
+        loss = -(targets * F.log_softmax(logits.float(), dim=1)).sum(1)
+        return loss.mean() if weight is None else (loss * weight).mean()
+
+    def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
+        """Called after epoch 1, 2, ... with the trainer, whose ``collect`` looks at the training set; returns metrics."""
+        return {}
+
+    def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
+        """What the method knows of each training face at the end, for the explorer and the notebooks."""
+        return {}
+
+
+class Trainer:
+    """Trains a method on the training split; ``run`` receives settings, metrics, checkpoint and state.
+
+    Every random number of an epoch comes from (seed, epoch), so that a resumed run goes on as an unbroken one would.
+    """
+
+    def __init__(self, config: Config, splits: Splits, run: Run | None = None, progress: bool | None = None):
+        if splits.train is None or not len(splits.train):
+            raise FerlabError("There are no training faces: give a data set with a train split.")
+        self.config, self.splits, self.run = config, splits, run
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
+        torch.manual_seed(config.seed)
+        self.method = method_class(config.method)(config, splits.train).to(self.device)
+        self.network = self.method.build_network().to(self.device, memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(config, self.network)
+        self.steps_per_epoch = max(1, len(splits.train) // config.batch_size)
+        self.epoch = 0
+        self.records: list[dict] = []
+
+    def fit(self) -> Trainer:
+        """Train to the last epoch, from the run's checkpoint if it has one."""
+        if self.run is not None:
+            self._begin_run(self.run)
+        while self.epoch < self.config.epochs:
+            started = time.perf_counter()
+            record = self._train_epoch()
+            self.epoch += 1
+            record |= self.method.after_epoch(self.epoch, self)
+            if self.splits.valid is not None:
+                record["valid"] = self.evaluate(self.splits.valid)
+            self.records.append({"epoch": self.epoch, "seconds": round(time.perf_counter() - started, 2)} | record)
+            if self.run is not None:
+                self._save(self.run)
+        if self.run is not None:
+            self.run.write_state("train", self.state())
+        return self
+
+    def _train_epoch(self) -> dict:
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
+        torch.manual_seed(config.seed * 1_000_003 + self.epoch)
+        self.network.train()
+        totals: dict[str, float] = {}
+        order = torch.randperm(len(self.splits.train), generator=generator)
+        batches = self.batches(self.splits.train, order, min(config.batch_size, len(order)))
+        bar = tqdm(batches, f"epoch {self.epoch + 1}/{config.epochs}", self.steps_per_epoch, False, disable=self.bar_off)
+        for step, (images, index) in enumerate(bar):
+            if step == self.steps_per_epoch:
+                break  # a last, smaller batch would have statistics of its own
+            rate = self.learning_rate((self.epoch + step / self.steps_per_epoch) / config.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                terms = self.method.loss(self.network, Batch(images, index.to(self.device)), generator)
+            loss = torch.stack(list(terms.values())).sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+            self.optimizer.step()
+            self._update_average()
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + float(term.detach())
+            if not math.isfinite(totals[name]):
+                raise FerlabError(
+                    f"The loss is not a number in epoch {self.epoch + 1} ({name}): lower the learning rate "
+                    f"(now {config.learning_rate}) or its weight; the last epoch's checkpoint is kept."
+                )
+        return {"loss": {name: total / self.steps_per_epoch for name, total in totals.items()}}
+
+    def batches(self, faces: FaceSet, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Standardised images float [B, 3, size, size] on the device, and their rows int [B]."""
+        for index in order.split(size):
+            images = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(self.device, non_blocking=True)
+            yield standardise(images, self.config.size), index
+
+    def learning_rate(self, progress: float) -> float:
+        """Linear rise to the peak, plateau, cosine to zero; progress in [0, 1] over the whole training."""
+        config = self.config
+        rise = min(1.0, progress / config.ramp_up) if config.ramp_up else 1.0
+        fall = max(0.0, progress - config.anneal_from) / max(1e-9, 1 - config.anneal_from)
+        return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        window = max(1.0, self.config.average_epochs * self.steps_per_epoch)
+        done = self.epoch * self.steps_per_epoch
+        decay = min(1 - 1 / window, (1 + done) / (10 + done))
+        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    @torch.no_grad()
+    def collect(self, faces: FaceSet, mirror: bool = True) -> Collection:
+        """The averaged network in evaluation mode on every face, in order."""
+        return collect(self.average, faces, mirror, self.device)
+
+    def evaluate(self, faces: FaceSet) -> dict:
+        """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
+        probabilities = self.collect(faces).logits.softmax(1).cpu().numpy()
+        return metrics.classification(probabilities, reference(faces), faces.classes)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What is known of each training face at the end."""
+        return self.method.state(self)
+
+    def _begin_run(self, run: Run) -> None:
+        if run.has_checkpoint:
+            if run.config != self.config:
+                changed = [k for k, v in vars(self.config).items() if getattr(run.config, k) != v]
+                raise FerlabError(
+                    f"{run.directory} holds a run with other settings ({', '.join(changed)}): choose another --run "
+                    "directory or delete it."
+                )
+            state = run.read_checkpoint()
+            for name in ("network", "average", "method", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+            self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
+            return
+        train = self.splits.train
+        write_json(run.directory / "environment.json", environment() | {
+            "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
+            "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
+        })
+        write_json(run.directory / "config.json", vars(self.config))
+
+    def _save(self, run: Run) -> None:
+        run.write_metrics(self.records)
+        run.write_checkpoint({
+            "epoch": self.epoch, "classes": list(self.splits.train.classes),
+            "network": self.network.state_dict(), "average": self.average.state_dict(),
+            "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
+        })
+
+
+def reference(faces: FaceSet) -> np.ndarray:
+    """The labels to evaluate against: the truth where there is one, else the given labels."""
+    return faces.labels if faces.truth is None else faces.truth
+
+
+@torch.no_grad()
+def collect(network: nn.Module, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
+    """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
+    network.eval()
+    logits, embeddings = [], []
+    for start in range(0, len(faces), 256):
+        raw = torch.from_numpy(np.ascontiguousarray(faces.images[start : start + 256])).to(device)
+        images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
+        views = (images, images.flip(3)) if mirror else (images,)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):
+            features = [network(view) for view in views]
+        logits.append(torch.stack([f.logits.float() for f in features]).mean(0))
+        embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
+    return Collection(torch.cat(logits), torch.cat(embeddings))
+
+
+def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW; biases and normalisation are not decayed."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    free = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.learning_rate)
+    return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, nesterov=True)
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of that name: "plain", "drfer", or a file of ferlab/comparators."""
+    if name == "plain":
+        return Method
+    if name == "drfer":
+        from ferlab.drfer import DRFERMethod
+
+        return DRFERMethod
+    raise FerlabError(f'There is no method "{name}": choose plain or drfer.')
+
+
+def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None) -> Trainer:
+    """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows."""
+    return Trainer(config, splits, None if run is None else Run(run), progress).fit()
