@@ -74,7 +74,7 @@ class FaceSet:
     truth: int64 [N] reference label, -1 where none is known; or None.
     votes: float32 [N, C], raters' votes per class; or None.
     label_distribution: float32 [N, C], rows sum to 1: the given *soft* label, where the label rule provides one; or None.
-    names: str [N], the file name (or id) of each face.
+    names: str [N], the file name of each face (its path below its split's folder), or its id.
     extras: further per-face arrays [N, ...] for evaluation (rendered faces: mixture, identity, units, parts).
     dataset, split, rule: where the faces come from and which label rule made ``labels``.
     noise: what was done to the labels, e.g. "symmetric 30 % (achieved 29.8 %, seed 0)"; "" for nothing.

@@ -1,0 +1,896 @@
+"""Readers of every benchmark, in the layout its makers ship it in.
+
+    train, valid, test = load("ferplus", "ferplus.zip", rule="majority")    # a split that is not on disk is None
+
+Labels are read at once. Pixels are decoded once, into a packed cache (a memory map, uint8, all faces of a split at one
+size), so that the next start is instant and a data set of any size needs no memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from ferlab.data import FaceSet, Splits, cache_directory, take_images
+from ferlab.errors import FerlabError
+
+COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+LABEL_RULES = ("majority", "argmax", "distribution")
+SPLITS = ("train", "valid", "test")
+
+MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
+MAX_BYTES = 100_000_000  # likewise a compressed zip member
+CHUNK = 512  # images decoded between two saved states of a pack
+WORKERS = min(4, os.cpu_count() or 1)
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+
+
+# -------------------------------------------------------------------------------------------------------- public
+
+def load(name: str, root: str | Path | None = None, *, rule: str = "majority", size: int | None = None,
+         skip_bad: bool = False, splits: Sequence[str] = SPLITS, holdout: float = 0.0, holdout_seed: int = 0,
+         noise: str | None = None, noise_rate: float = 0.0, noise_seed: int = 0,
+         cache: str | Path | None = None, progress: bool | None = None, **options: Any) -> Splits:
+    """The splits of benchmark ``name`` as FaceSets; one that is not on disk is None.
+
+    name: one of ``NAMES``; ``layout(name)`` shows the files each expects.
+    root: the data set's folder, or a .zip of it, which is read without unpacking. ``rendered`` needs none.
+    rule: FER+ only, which label the ten raters' votes make:
+        ``majority``      Microsoft's rule: single votes are set to zero; the class with more than half of the remaining
+                          votes is the label; other faces, and those that are unknown or no face (NF), are left out.
+        ``argmax``        the most frequent of the ten columns; left out where that is unknown or NF.
+        ``distribution``  the faces and labels of ``argmax``, and ``label_distribution``: their votes over the 8 classes,
+                          divided by their sum.
+    size: side of the square faces in pixels; 48 for FER, 100 for RAF-DB, 64 for rendered, 112 for the others. An image
+        that is not square is cut around its centre.
+    skip_bad: leave out images that are missing or cannot be read, and list them in ``skipped``, instead of an error.
+    splits: read only these.
+    holdout: for data sets that come in two parts, a share of the training faces (stratified, ``holdout_seed``) that
+        becomes ``valid``, so that nothing needs to be chosen on the test faces. Where the official second part is called
+        validation (AffectNet, SFEW), it becomes ``test``. 0 leaves the official parts.
+    noise, noise_rate, noise_seed: label noise for ``train``; see ``FaceSet.with_noise``.
+    cache: folder of the packed pixels, by default ``data.cache_directory()``.
+    progress: True or False to show or hide the bar; by default it shows on a terminal.
+    options: for ``rendered`` only: see ``ferlab.rendered.load``.
+
+    ``fer2013`` gives the faces that FER+'s rule keeps, but contempt, which FER2013 lacks, and the few without a FER2013
+    annotation: ``labels`` are the original annotation in all splits, ``truth`` is FER+'s.
+
+    Raises FerlabError, in one sentence, for a wrong argument or for files that are not as they should be; warns about a
+    class without faces.
+    """
+    benchmark = _check(name, rule, size, splits, holdout, options)
+    if benchmark is None:
+        from ferlab import rendered
+
+        wanted = dict(options) if size is None else {**options, "size": size}
+        loaded = rendered.load(cache=cache, progress=progress, **wanted)
+        found = {split: faces for split, faces in zip(SPLITS, loaded) if split in splits}
+    else:
+        ask = _Ask(name, rule, skip_bad, cache, progress)
+        found = {}
+        for rows in _read(name, root, splits, ask):
+            found[rows.split] = _face_set(rows, benchmark, size or benchmark.size, ask)
+        if holdout:
+            found = _hold_out(found, holdout, holdout_seed)
+    if noise is not None and found.get("train") is not None:
+        found["train"] = found["train"].with_noise(noise, noise_rate, noise_seed)
+    return Splits(*(found.get(split) for split in SPLITS))
+
+
+def pack(name: str, root: str | Path | None = None, *, size: int | None = None, skip_bad: bool = False,
+         splits: Sequence[str] = SPLITS, cache: str | Path | None = None, progress: bool | None = None,
+         **options: Any) -> dict[str, Path]:
+    """Decode the pixels of benchmark ``name`` into the cache, as ``load`` does when it first needs them.
+
+    Returns the file of each split that is on disk (for ``rendered``, which keeps its own cache, nothing). Raises
+    FerlabError as ``load`` does, and goes on where it was interrupted.
+    """
+    benchmark = _check(name, "majority", size, splits, 0.0, options)
+    if benchmark is None:
+        load(name, root, size=size, splits=splits, cache=cache, progress=progress, **options)
+        return {}
+    ask = _Ask(name, "majority", skip_bad, cache, progress)
+    made = {}
+    for rows in _read(name, root, splits, ask):
+        _, bad, path = _packed(rows, size or benchmark.size, benchmark.mode, ask)
+        if not skip_bad:
+            _complain(rows, bad, np.arange(len(rows.names)))
+        made[rows.split] = path
+    return made
+
+
+def layout(name: str) -> str:
+    """The files that benchmark ``name`` expects below its root, as a small tree."""
+    if name == "rendered":
+        return "nothing: faces are rendered on the first use"
+    if name not in _BENCHMARKS:
+        raise FerlabError(f"There is no benchmark {name!r}; choose one of {', '.join(NAMES)}.")
+    return _BENCHMARKS[name].tree
+
+
+# --------------------------------------------------------------------------------------------------------- parts
+
+@dataclass(frozen=True)
+class _Ask:
+    """What the caller asked for, as far as the readers need it."""
+
+    name: str
+    rule: str
+    skip_bad: bool
+    cache: str | Path | None
+    progress: bool | None
+
+
+@dataclass
+class _Rows:
+    """All images of one split that its data set lists, before any is decoded. The pack holds them in this order.
+
+    family: what the pack is called; the two FER and the two AffectNet benchmarks share theirs.
+    base + names[i]: its path below the root; the name alone is the face's. stamps: [N] size and time of each file, None where it is missing.
+    labels: int64 [N], -1 where the label rule leaves the face out. boxes: int64 [N, 4] left top right bottom, or None.
+    picture: opens image number i.
+    """
+
+    family: str
+    split: str
+    root: Path
+    base: str
+    names: list[str]
+    stamps: list[Any]
+    picture: Callable[[int], Image.Image]
+    labels: np.ndarray
+    truth: np.ndarray | None = None
+    votes: np.ndarray | None = None
+    soft: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    classes: tuple[str, ...] = ()  # where the files decide
+    unlabelled: list[str] = field(default_factory=list)  # images without a readable label, left out by skip_bad
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    classes: tuple[str, ...]  # () where the files decide
+    size: int
+    mode: str
+    markers: tuple[str, ...]  # one of these lies at the root
+    tree: str
+    read: Callable[[Any, Sequence[str], _Ask], list[_Rows]]
+
+
+def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdout: float,
+           options: dict[str, Any]) -> _Benchmark | None:
+    """The benchmark called ``name``, None for rendered; FerlabError for an argument that does not fit."""
+    if name not in NAMES:
+        raise FerlabError(f"There is no benchmark {name!r}; choose one of {', '.join(NAMES)}.")
+    if rule not in LABEL_RULES:
+        raise FerlabError(f"There is no label rule {rule!r}; choose one of {', '.join(LABEL_RULES)}.")
+    if rule != "majority" and name not in ("ferplus", "fer2013"):
+        raise FerlabError(f"{name} has no votes, so that the label rule {rule!r} means nothing to it; leave it out.")
+    if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
+        raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
+    if isinstance(splits, str) or not set(splits) <= set(SPLITS):
+        raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
+    if not 0 <= holdout < 1:
+        raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
+    if name == "rendered":
+        return None
+    if options:
+        raise FerlabError(f"{name} takes no option {', '.join(sorted(options))}.")
+    return _BENCHMARKS[name]
+
+
+def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
+    """What the files below ``root`` list for ``splits``, checked for missing images."""
+    benchmark = _BENCHMARKS[name]
+    expected = f"{name} expects there:\n{benchmark.tree}"
+    if root is None:
+        raise FerlabError(f"{name} needs root, the folder or .zip of the data set; {expected}")
+    files = _open(Path(root).expanduser(), benchmark.markers, expected)
+    found = [rows for rows in benchmark.read(files, splits, ask) if rows.split in splits]
+    if not found:
+        raise FerlabError(f"{root} holds no {' or '.join(splits)} faces; {expected}")
+    for rows in found:
+        if not (rows.labels >= 0).any():
+            raise FerlabError(f"The {rows.split} split of {name} in {root} is empty: no face is left; {expected}")
+    return found
+
+
+def _face_set(rows: _Rows, benchmark: _Benchmark, size: int, ask: _Ask) -> FaceSet:
+    """The faces of a split that have a label and can be read."""
+    images, bad, _ = _packed(rows, size, benchmark.mode, ask)
+    labelled = np.flatnonzero(rows.labels >= 0)
+    if not ask.skip_bad:
+        _complain(rows, bad, labelled)
+    kept = np.array([i for i in labelled if i not in bad], dtype=np.int64)
+    skipped = [*rows.unlabelled, *(rows.names[i] for i in labelled if i in bad)]
+    if not len(kept):
+        raise FerlabError(f"None of the {len(labelled)} {rows.split} images of {ask.name} in {rows.root} can be read "
+                          f"(first: {skipped[0]}); unpack the data set again.")
+
+    def take(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else array[kept]
+
+    faces = FaceSet(
+        images=images if len(kept) == len(images) else take_images(images, kept), labels=rows.labels[kept],
+        classes=rows.classes or benchmark.classes, truth=take(rows.truth), votes=take(rows.votes),
+        label_distribution=take(rows.soft), names=np.array(rows.names)[kept], dataset=ask.name, split=rows.split,
+        rule=ask.rule if rows.votes is not None else "", skipped=tuple(skipped))
+    empty = [name for name, count in zip(faces.classes, faces.class_counts) if count == 0]
+    if empty:
+        warnings.warn(f"The {rows.split} split of {ask.name} has no face of {', '.join(empty)}.", stacklevel=3)
+    return faces
+
+
+def _hold_out(found: dict[str, FaceSet], share: float, seed: int) -> dict[str, FaceSet]:
+    """Make a validation split of a share of train, where the data set comes in two parts; see ``load``."""
+    train = found.get("train")
+    if train is None or len(found) == 3:
+        return found
+    found = dict(found)
+    if "valid" in found:
+        found["test"] = replace(found["valid"], split="test")
+    rng, held = np.random.default_rng(seed), np.zeros(len(train), bool)
+    for label in range(len(train.classes)):
+        members = rng.permutation(np.flatnonzero(train.labels == label))
+        held[members[:round(share * len(members))]] = True
+    if not held.any() or held.all():
+        raise FerlabError(f"A holdout of {share} of {len(train)} faces leaves a split empty; choose another share.")
+    return {**found, "train": train.subset(~held), "valid": replace(train.subset(held), split="valid")}
+
+
+# ----------------------------------------------------------------------------------------- files, in a folder or zip
+
+class _Folder:
+    """The files below a folder, by their path from there, written with '/'."""
+
+    def __init__(self, root: Path, inner: str = ""):
+        self.root, self.base = root, root / inner
+
+    def files(self, folder: str = "", endings: tuple[str, ...] = ("",)) -> list[str]:
+        """Names of the plain files directly in ``folder``, sorted; hidden ones are not seen."""
+        return self._names(folder, lambda entry: entry.is_file() and entry.name.lower().endswith(endings))
+
+    def folders(self, folder: str = "") -> list[str]:
+        return self._names(folder, lambda entry: entry.is_dir() and entry.name != "__MACOSX")
+
+    def _names(self, folder: str, wanted: Callable[[os.DirEntry], bool]) -> list[str]:
+        if not (self.base / folder).is_dir():
+            return []
+        with os.scandir(self.base / folder) as entries:
+            return sorted(entry.name for entry in entries if wanted(entry) and not entry.name.startswith("."))
+
+    def has(self, path: str) -> bool:
+        return (self.base / path).exists()
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Size and time of a file; None where there is none, or where the path leads out of the data set."""
+        if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute():
+            return None
+        try:
+            status = os.stat(self.base / path)
+        except OSError:
+            return None
+        return (status.st_size, status.st_mtime_ns) if (self.base / path).is_file() else None
+
+    def open(self, path: str) -> Any:
+        return open(self.base / path, "rb")
+
+    def read(self, path: str) -> bytes:
+        return (self.base / path).read_bytes()
+
+
+class _Zip:
+    """The members of a zip, likewise; nothing is unpacked. Members with '..' in their path are not seen."""
+
+    def __init__(self, root: Path, inner: str = ""):
+        self.root, self.inner = root, f"{inner}/" if inner else ""
+        try:
+            self.zip = zipfile.ZipFile(root)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise FerlabError(f"{root} is not a whole zip file ({error}); download it again.") from error
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        self.inside: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}  # folder -> its folders, its files
+        for info in self.zip.infolist():
+            parts = PurePosixPath(info.filename).parts
+            if info.is_dir() or not info.filename.startswith(self.inner) or {"..", "/", "__MACOSX"} & set(parts):
+                continue
+            path = info.filename[len(self.inner):]
+            self.members[path] = info
+            parts = PurePosixPath(path).parts
+            for depth in range(len(parts)):
+                here = self.inside.setdefault("/".join(parts[:depth]), (set(), set()))
+                here[depth == len(parts) - 1].add(parts[depth])
+
+    def files(self, folder: str = "", endings: tuple[str, ...] = ("",)) -> list[str]:
+        names = self.inside.get(folder, ((), ()))[1]
+        return sorted(name for name in names if name.lower().endswith(endings) and not name.startswith("."))
+
+    def folders(self, folder: str = "") -> list[str]:
+        return sorted(name for name in self.inside.get(folder, ((), ()))[0] if not name.startswith("."))
+
+    def has(self, path: str) -> bool:
+        return path in self.members or path in self.inside
+
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        info = self.members.get(path)
+        return None if info is None else (info.file_size, info.CRC)
+
+    def open(self, path: str) -> Any:
+        return self.zip.open(self.members[path])
+
+    def read(self, path: str) -> bytes:
+        if self.members[path].file_size > MAX_BYTES:
+            raise ValueError(f"it would unpack to {self.members[path].file_size:,} bytes")
+        return self.zip.read(self.members[path])
+
+
+_Files = _Folder | _Zip
+
+
+def _open(root: Path, markers: Sequence[str], expected: str) -> _Files:
+    """The files of a data set: in ``root``, or in the only folder in it that holds one of ``markers``."""
+    if not root.exists():
+        raise FerlabError(f"There is no {root}; {expected}")
+    if root.is_file() and root.suffix.lower() != ".zip":
+        raise FerlabError(f"{root} is a file; give the folder of the data set or a .zip of it; {expected}")
+    kind = _Folder if root.is_dir() else _Zip
+    files: _Files = kind(root.resolve())
+    if not markers or any(files.has(marker) for marker in markers):
+        return files
+    inner = [name for name in files.folders() if any(files.has(f"{name}/{marker}") for marker in markers)]
+    if len(inner) == 1:
+        return kind(root.resolve(), inner[0])
+    raise FerlabError(f"{root} has none of {', '.join(markers)}; {expected}")
+
+
+def _table(files: _Files, path: str, columns: Sequence[str], **how: Any) -> pd.DataFrame:
+    """A CSV's ``columns``, as text where not told otherwise; FerlabError where it lacks one or is no CSV."""
+    if not files.has(path):
+        raise FerlabError(f"{files.root} lacks {path}; put it there, beside the images.")
+    try:
+        with files.open(path) as stream:
+            table = pd.read_csv(stream, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig",
+                                **how)
+    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise FerlabError(f"{path} in {files.root} cannot be read as a CSV file ({error}); download it again.") from error
+    table.columns = [str(column).strip() for column in table.columns]
+    lacking = [column for column in columns if column not in table.columns]
+    if lacking:
+        raise FerlabError(f"{path} in {files.root} lacks the column {', '.join(lacking)}; its columns are "
+                          f"{', '.join(table.columns[:12])}.")
+    return table
+
+
+def _numbers(table: pd.DataFrame, columns: Sequence[str], path: str, lowest: int, highest: int,
+             empty: int | None = None) -> np.ndarray:
+    """Whole numbers [N, len(columns)] of a table, each in lowest..highest; an empty field counts as ``empty``."""
+    text = table[list(columns)]
+    values = text.apply(pd.to_numeric, errors="coerce").to_numpy(float, copy=True)
+    inside = (values >= lowest) & (values <= highest) & (values == np.round(values))
+    if empty is not None:
+        blank = (text == "").to_numpy()
+        values[blank], inside[blank] = empty, True
+    if not inside.all():
+        row, column = np.argwhere(~inside)[0]
+        raise FerlabError(f"{path}, line {table.index[row] + 2}: {columns[column]} is {text.iloc[row, column]!r}; it must "
+                          f"be a whole number in {lowest}..{highest}.")
+    return values.astype(np.int64)
+
+
+def _distinct(names: Sequence[str], labels: np.ndarray, path: str) -> np.ndarray:
+    """Index of each name's first place; a name that stands twice with different ``labels`` [N, ...] is an error."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        j = first.setdefault(name, i)
+        if j != i and not np.array_equal(labels[i], labels[j]):
+            raise FerlabError(f"{path} lists {name} twice with different labels ({labels[j]} and {labels[i]}); "
+                              "take out the wrong one.")
+    return np.fromiter(first.values(), dtype=np.int64, count=len(first))
+
+
+def _rows(files: _Files, family: str, split: str, base: str, names: Sequence[str], labels: np.ndarray,
+          **more: Any) -> _Rows:
+    """Rows whose images are files of their own, base + name."""
+    names = [str(name) for name in names]
+
+    def picture(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(files.read(base + names[i])))
+
+    return _Rows(family, split, files.root, base, names, [files.stamp(base + name) for name in names], picture,
+                 np.asarray(labels, dtype=np.int64), **more)
+
+
+# ------------------------------------------------------------------------------------------------ FER+ and FER2013
+
+_FER_PARTS = {"train": ("Training", "FER2013Train"), "valid": ("PublicTest", "FER2013Valid"),
+              "test": ("PrivateTest", "FER2013Test")}
+_FER_VOTES = (*COMMON_CLASSES, "unknown", "NF")
+_FER2013_CODES = np.array([4, 5, 6, 1, 3, 2, 0, -1])  # angry disgust fear happy sad surprise neutral, none given
+
+
+def ferplus_labels(votes: np.ndarray, rule: str) -> np.ndarray:
+    """int64 [N]: the label that ``rule`` makes of ``votes`` [N, 10] (the 8 classes, unknown, no face); -1 for none.
+
+    Source: Barsoum et al., "Training deep networks for facial expression recognition with crowd-sourced label
+    distribution", 2016, and the counts of faces that its authors' majority rule keeps.
+    """
+    votes = np.asarray(votes, dtype=np.int64)
+    counted = np.where(votes > 1, votes, 0) if rule == "majority" else votes
+    winner, most = counted.argmax(1), counted.max(1)
+    keep = (winner < len(COMMON_CLASSES)) & (most > 0)
+    if rule == "majority":
+        keep &= 2 * most > counted.sum(1)
+    return np.where(keep, winner, -1)
+
+
+def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
+    """FER+, and FER2013 with FER+ as its truth, from folders of images or from Kaggle's fer2013.csv."""
+    table = _table(files, "fer2013new.csv", ("Usage", "Image name", *_FER_VOTES))
+    table["Image name"], usage = table["Image name"].str.strip(), table["Usage"].str.strip().to_numpy()
+    strange = set(usage) - {part for part, _ in _FER_PARTS.values()}
+    if strange:
+        raise FerlabError(f"fer2013new.csv in {files.root} has the Usage {min(strange)!r}; it must be Training, "
+                          "PublicTest or PrivateTest.")
+    votes = _numbers(table, _FER_VOTES, "fer2013new.csv", 0, 1000)
+    names = table["Image name"].to_numpy(str)
+
+    folders = any(files.has(folder) for _, folder in _FER_PARTS.values())
+    original = None
+    if files.has("fer2013.csv") and (not folders or (ask.name == "fer2013" and not files.has("fer2013_emotion.csv"))):
+        original = _kaggle_emotions(files, usage)
+    elif ask.name == "fer2013":
+        if not files.has("fer2013_emotion.csv"):
+            raise FerlabError(f"fer2013 needs the original annotation in {files.root}: fer2013_emotion.csv (Image name, "
+                              "emotion) or Kaggle's fer2013.csv.")
+        given = _table(files, "fer2013_emotion.csv", ("Image name", "emotion"))
+        codes = _numbers(given, ("emotion",), "fer2013_emotion.csv", 0, 6, empty=-1)[:, 0]
+        first = _distinct(given["Image name"].str.strip(), codes, "fer2013_emotion.csv")
+        by_name = dict(zip(given["Image name"].str.strip().iloc[first], codes[first]))
+        original = np.array([by_name.get(name, -1) for name in names], dtype=np.int64)
+
+    labels = ferplus_labels(votes, ask.rule)
+    truth, classes = labels, votes[:, :8].astype(np.float32)
+    if ask.name == "fer2013":
+        classes = classes[:, :7]
+        truth = np.where(labels < 7, labels, -1)
+        labels = np.where(truth >= 0, _FER2013_CODES[original], -1)  # [-1] is the code for none given
+
+    found = []
+    for split in splits:
+        part, folder = _FER_PARTS[split]
+        if folders and not files.has(folder):
+            continue
+        rows = np.flatnonzero((usage == part) & (names != ""))
+        rows = rows[_distinct(names[rows], votes[rows], "fer2013new.csv")]
+        if not len(rows):
+            if folders:
+                raise FerlabError(f"{files.root} has {folder}, but fer2013new.csv lists no image with Usage {part}; take "
+                                  "the whole fer2013new.csv.")
+            continue
+        soft = None
+        if ask.rule == "distribution" and ask.name == "ferplus":
+            soft = classes[rows] / np.maximum(classes[rows].sum(1, keepdims=True), 1)
+        more = {"truth": truth[rows], "votes": classes[rows], "soft": soft}
+        if folders:
+            found.append(_rows(files, "ferplus", split, f"{folder}/", names[rows], labels[rows], **more))
+        else:
+            stamp = files.stamp("fer2013.csv")
+            found.append(_Rows("ferplus", split, files.root, "", [str(name) for name in names[rows]],
+                               [stamp] * len(rows), _KagglePixels(files, rows), labels[rows], **more))
+    return found
+
+
+def _kaggle_emotions(files: _Files, usage: np.ndarray) -> np.ndarray:
+    """FER2013 codes [N] from Kaggle's fer2013.csv, whose rows must be those of fer2013new.csv."""
+    table = _table(files, "fer2013.csv", ("emotion", "Usage"), usecols=lambda name: name.strip() in ("emotion", "Usage"))
+    if len(table) != len(usage) or (table["Usage"].str.strip() != usage).any():
+        raise FerlabError(f"fer2013.csv and fer2013new.csv in {files.root} do not belong together: their rows must be the "
+                          f"same faces in the same order (they have {len(table):,} and {len(usage):,}).")
+    return _numbers(table, ("emotion",), "fer2013.csv", 0, 6, empty=-1)[:, 0]
+
+
+class _KagglePixels:
+    """Opens faces kept as text, 48 x 48 numbers in a row of Kaggle's fer2013.csv, which is read when first needed."""
+
+    def __init__(self, files: _Files, rows: np.ndarray):
+        self.files, self.rows, self.text = files, rows, None
+
+    def __call__(self, i: int) -> Image.Image:
+        if self.text is None:
+            table = _table(self.files, "fer2013.csv", ("pixels",), usecols=lambda name: name.strip() == "pixels")
+            self.text = table["pixels"].to_numpy()
+        values = np.array(self.text[self.rows[i]].split(), dtype=np.int64)
+        if values.shape != (48 * 48,) or values.min() < 0 or values.max() > 255:
+            raise ValueError(f"line {self.rows[i] + 2} of fer2013.csv does not hold 2304 numbers in 0..255")
+        return Image.fromarray(values.reshape(48, 48).astype(np.uint8))
+
+
+# ---------------------------------------------------------------------------------------------------------- RAF-DB
+
+def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
+    path = "EmoLabel/list_patition_label.txt"
+    if not files.has(path):
+        raise FerlabError(f"{files.root} lacks {path}; unpack RAF-DB's basic part there.")
+    names, labels = [], []
+    for number, line in enumerate(files.read(path).decode("utf-8-sig", "replace").splitlines(), 1):
+        name, *rest = line.split() or [""]
+        if not name:
+            continue
+        if len(rest) != 1 or rest[0] not in {"1", "2", "3", "4", "5", "6", "7"} or not name.startswith(("train_", "test_")):
+            raise FerlabError(f"{path}, line {number}: {line!r} is not an image name (train_… or test_…) and a label "
+                              "in 1..7.")
+        names.append(name)
+        labels.append(int(rest[0]) - 1)
+    if not files.has("Image/aligned"):
+        packed = " (unpack Image/aligned.zip)" if files.has("Image/aligned.zip") else ""
+        raise FerlabError(f"{files.root} lacks the folder Image/aligned{packed}; RAF-DB's aligned faces belong there.")
+    index = np.array(labels, dtype=np.int64)
+    first = _distinct(names, index, path)
+    found = []
+    for split in splits:
+        rows = [i for i in first if names[i].startswith(f"{split}_")]
+        images = [f"{PurePosixPath(names[i]).stem}_aligned.jpg" for i in rows]
+        part = _rows(files, "rafdb", split, "Image/aligned/", images, index[rows])
+        if any(part.stamps):  # else this part of RAF-DB is not on disk
+            found.append(part)
+    if not found:
+        raise FerlabError(f"Image/aligned in {files.root} has none of the {len(first):,} images that {path} lists; its "
+                          "files must be called train_00001_aligned.jpg and so on.")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- AffectNet
+
+_AFFECTNET_COLUMNS = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks",
+                      "expression", "valence", "arousal")
+
+
+def _read_affectnet(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
+    read = _affectnet_2021 if files.has("train_set") or files.has("val_set") else _affectnet_csv
+    found = []
+    for split in splits:
+        rows = None if split == "test" else read(files, split, ask)
+        if rows is not None:
+            if ask.name == "affectnet7":
+                rows.labels = np.where(rows.labels < 7, rows.labels, -1)
+            found.append(rows)
+    return found
+
+
+def _affectnet_2021(files: _Files, split: str, ask: _Ask) -> _Rows | None:
+    """train_set/images/1.jpg with its label in train_set/annotations/1_exp.npy."""
+    folder = {"train": "train_set", "valid": "val_set"}[split]
+    if not files.has(folder):
+        return None
+    images = files.files(f"{folder}/images", IMAGE_ENDINGS)
+    notes = files.files(f"{folder}/annotations", ("_exp.npy",))
+    if not images or not notes:
+        raise FerlabError(f"{folder} in {files.root} needs images in {folder}/images and their labels in "
+                          f"{folder}/annotations/…_exp.npy; one of them is empty or missing.")
+    by_id = {name.rsplit(".", 1)[0]: name for name in images}
+    ids = sorted({*by_id, *(name[:-len("_exp.npy")] for name in notes)}, key=lambda name: (len(name), name))
+    names = [by_id.get(name, f"{name}.jpg") for name in ids]
+    labels, wrong = _affectnet_notes(files, [f"{folder}/annotations/{name}_exp.npy" for name in ids], split, ask)
+    if wrong and not ask.skip_bad:
+        path, reason = next(iter(wrong.items()))
+        raise FerlabError(f"{len(wrong):,} of {len(ids):,} AffectNet annotations in {files.root} are of no use (first: "
+                          f"{path}: {reason}); unpack them again, or leave their images out with skip_bad=True.")
+    skipped = [name for name, label in zip(names, labels) if label == -2]
+    labelled = np.flatnonzero(labels != -2)
+    return _rows(files, "affectnet", split, f"{folder}/images/", [names[i] for i in labelled], labels[labelled],
+                 unlabelled=skipped)
+
+
+def _affectnet_notes(files: _Files, paths: list[str], split: str, ask: _Ask) -> tuple[np.ndarray, dict[str, str]]:
+    """Labels [N] of many .npy files, -2 for a bad one, and what is wrong with those; kept in the cache when all are good."""
+    stamps = [files.stamp(path) for path in paths]
+    kept = _pack_folder(ask.cache) / f"affectnet-{split}-labels-{_digest(str(files.root), paths, stamps)}.npy"
+    if kept.exists():
+        return np.load(kept), {}
+
+    def read(i: int) -> int | str:
+        if stamps[i] is None:
+            return "missing"
+        try:
+            value = np.load(io.BytesIO(files.read(paths[i])), allow_pickle=False)
+            label = int(value.item())
+        except Exception as error:  # noqa: BLE001 - whatever a broken file makes NumPy or zipfile raise
+            return f"unreadable ({error})"
+        return label if 0 <= label <= 7 else f"the label {label} is not in 0..7"
+
+    with ThreadPool(WORKERS) as pool:
+        results = list(_bar(pool.imap(read, range(len(paths)), chunksize=64), len(paths), f"{ask.name} {split} labels",
+                            ask.progress))
+    wrong = {path: result for path, result in zip(paths, results) if isinstance(result, str)}
+    labels = np.array([-2 if isinstance(result, str) else result for result in results], dtype=np.int64)
+    if not wrong:
+        data = io.BytesIO()
+        np.save(data, labels)
+        _write(kept, data.getvalue())
+    return labels, wrong
+
+
+def _affectnet_csv(files: _Files, split: str, ask: _Ask) -> _Rows | None:
+    """The older release: training.csv and validation.csv, with a face box in a larger photo; 8..10 are no expressions."""
+    path = {"train": "training.csv", "valid": "validation.csv"}[split]
+    if not files.has(path):
+        return None
+    with files.open(path) as stream:
+        headless = stream.read(4096).decode("utf-8-sig", "replace").splitlines()[:1]
+    names = _AFFECTNET_COLUMNS if headless and headless[0].count(",") == 8 and "expression" not in headless[0] else None
+    needed = [column for column in _AFFECTNET_COLUMNS if column not in ("facial_landmarks", "valence", "arousal")]
+    table = _table(files, path, needed, **({"names": list(names), "header": None} if names else {}))
+    numbers = _numbers(table, needed[1:], path, -100_000, 100_000)
+    labels, boxes = numbers[:, -1], numbers[:, :4].copy()
+    if ((labels < 0) | (labels > 10)).any():
+        line = int(np.flatnonzero((labels < 0) | (labels > 10))[0])
+        raise FerlabError(f"{path}, line {line + 2}: expression is {labels[line]}; it must be in 0..10.")
+    boxes[:, 2:] += boxes[:, :2]  # left top right bottom
+    places = table["subDirectory_filePath"].str.strip().str.replace("\\", "/").to_numpy(str)
+    rows = np.flatnonzero(labels <= 7)
+    rows = rows[_distinct(places[rows], numbers[rows], path)]
+    for base in ("Manually_Annotated_Images/", "Manually_Annotated/Manually_Annotated_Images/",
+                 "Manually_Annotated_compressed/Manually_Annotated_Images/", ""):
+        if any(files.stamp(base + place) for place in places[rows[:100]]):
+            break
+    return _rows(files, "affectnet", split, base, places[rows], labels[rows], boxes=boxes[rows])
+
+
+# -------------------------------------------------------------------------------------- SFEW, and folders of classes
+
+_SFEW = {"angry": "anger", "disgust": "disgust", "fear": "fear", "happy": "happiness", "neutral": "neutral",
+         "sad": "sadness", "surprise": "surprise"}
+_SPLIT_FOLDERS = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
+
+
+def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
+    """<split>/<class>/<image>: ``folder`` with the classes it finds, ``sfew`` with its own seven."""
+    places = {}
+    for split in SPLITS:
+        named = [name for name in files.folders() if name.lower() in _SPLIT_FOLDERS[split] and files.folders(name)]
+        if len(named) > 1:
+            raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one folder for the {split} split.")
+        if named:
+            places[split] = named[0]
+    kinds = {place: files.folders(place) for place in places.values()}
+    if ask.name == "sfew":
+        classes = tuple(_SFEW.values())
+        alias = {**_SFEW, **{name: name for name in classes}}
+        for place, names in kinds.items():
+            strange = [name for name in names if name.lower() not in alias]
+            if strange:
+                raise FerlabError(f"{files.root}/{place} has a folder {strange[0]}; SFEW's emotions are "
+                                  f"{', '.join(name.title() for name in _SFEW)}.")
+    else:
+        classes = tuple(sorted({name for names in kinds.values() for name in names}))
+        alias = {name: name for name in classes}
+
+    found = []
+    for split in (split for split in splits if split in places):
+        names, labels = [], []
+        for kind in kinds[places[split]]:
+            images = files.files(f"{places[split]}/{kind}", IMAGE_ENDINGS)
+            names += [f"{kind}/{image}" for image in images]
+            labels += [classes.index(alias[kind if kind in alias else kind.lower()])] * len(images)
+        found.append(_rows(files, ask.name, split, f"{places[split]}/", names, np.array(labels), classes=classes))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- the packed pixels
+
+def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | None = None) -> np.ndarray:
+    """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image: 16 bit, palette, transparent (on black), turned."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
+    if picture.mode.startswith(("I", "F")):
+        values = np.asarray(picture, dtype=np.float64)
+        if picture.mode != "F" and values.max() > 255:
+            values = values / 257  # 0..65535 to 0..255
+        elif picture.mode == "F" and values.max() <= 1:
+            values = values * 255
+        picture = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
+    else:
+        picture = ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+    picture = picture.convert(mode)
+    if box is not None:
+        left, top = max(int(box[0]), 0), max(int(box[1]), 0)
+        right, bottom = min(int(box[2]), picture.width), min(int(box[3]), picture.height)
+        if left >= right or top >= bottom:
+            raise ValueError(f"its face box {tuple(map(int, box))} does not lie in the image of {width} x {height}")
+        picture = picture.crop((left, top, right, bottom))
+    if picture.size != (size, size):
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, dict[int, str], Path]:
+    """Memory map [N, size, size(, 3)] of all images of a split, what is wrong with those that it lacks, and its file."""
+    shape = (len(rows.names), size, size, 3)[:4 if mode == "RGB" else 3]
+    home = f"{rows.family}-{rows.split}-{size}-{_digest(str(rows.root))}"
+    boxes = None if rows.boxes is None else rows.boxes.tolist()
+    path = _pack_folder(ask.cache) / f"{home}-{_digest(rows.base, rows.names, rows.stamps, boxes)}.npy"
+
+    def decode(i: int) -> np.ndarray | str:
+        if rows.stamps[i] is None:
+            return "missing"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                return _square(rows.picture(i), size, mode, None if boxes is None else boxes[i])
+        except FerlabError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a broken file makes Pillow, zlib or zipfile raise
+            return f"unreadable: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+
+    with _alone(path):
+        for _ in range(2):
+            if not path.exists():
+                _fill(path, shape, decode, f"{ask.name} {rows.split}", ask.progress)
+            try:
+                images = np.load(path, mmap_mode="r")
+                bad = {int(i): reason for i, reason in json.loads(path.with_suffix(".json").read_text())["bad"].items()}
+                sound = images.shape == shape and images.dtype == np.uint8
+            except (OSError, ValueError, KeyError):
+                sound = False
+            if sound and not any(reason != "missing" and not isinstance(decode(i), str) for i, reason in bad.items()):
+                break
+            images = None  # damaged, or what could not be read now can: once more
+            path.unlink()
+        else:
+            raise FerlabError(f"{path} cannot be read back; is the disk sound? Give another folder as cache.")
+        for old in path.parent.glob(f"{home}-*"):  # of the same data set before it was changed
+            if old.stem != path.stem:
+                old.unlink(missing_ok=True)
+    return images, bad, path
+
+
+def _fill(path: Path, shape: tuple[int, ...], decode: Callable[[int], np.ndarray | str], title: str,
+          progress: bool | None) -> None:
+    """Write a pack, in chunks, going on after the last whole chunk of an interrupted run; it gets its name when whole."""
+    part, state = path.with_suffix(".part"), path.with_suffix(".json")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    item = int(np.prod(shape[1:]))
+    done, bad = 0, {}
+    try:
+        saved = json.loads(state.read_text())
+        if part.stat().st_size >= header.tell() + saved["done"] * item:
+            done, bad = saved["done"], saved["bad"]
+    except (OSError, ValueError, KeyError):
+        pass
+
+    room = shutil.disk_usage(path.parent).free
+    if room < (shape[0] - done) * item:
+        raise FerlabError(f"{path.parent} has room for {room / 1e6:,.0f} MB, and the faces of {title} take "
+                          f"{shape[0] * item / 1e6:,.0f} MB; free some, or give another folder as cache.")
+    try:
+        with open(part, "r+b" if done else "wb") as file, ThreadPool(WORKERS) as pool:
+            file.write(header.getvalue())
+            file.seek(header.tell() + done * item)
+            file.truncate()
+            with _bar(None, shape[0], title, progress) as bar:
+                bar.update(done)
+                for start in range(done, shape[0], CHUNK):
+                    numbers = range(start, min(start + CHUNK, shape[0]))
+                    for i, image in zip(numbers, pool.map(decode, numbers)):
+                        if isinstance(image, str):
+                            bad[str(i)] = image
+                            image = np.zeros(shape[1:], np.uint8)
+                        file.write(image.tobytes())
+                    file.flush()
+                    _write(state, json.dumps({"done": numbers.stop, "bad": bad}).encode())
+                    bar.update(len(numbers))
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
+        raise FerlabError(f"The faces of {title} cannot be written to {path.parent} ({error.strerror or error}); free some "
+                          "room, or give another folder as cache.") from error
+
+
+def _complain(rows: _Rows, bad: dict[int, str], needed: np.ndarray) -> None:
+    """FerlabError if one of the ``needed`` images is missing or unreadable."""
+    faulty = [int(i) for i in needed if int(i) in bad]
+    if not faulty:
+        return
+    missing = [i for i in faulty if bad[i] == "missing"]
+    kind, first = ("missing", missing[0]) if missing else ("unreadable", faulty[0])
+    reason = "" if missing else f", {bad[first].removeprefix('unreadable: ')}"
+    hint = "are the folders mixed up? Unpack the data set again" if len(missing) == len(needed) else "put them in place"
+    raise FerlabError(f"{len(missing or faulty):,} of {len(needed):,} {rows.split} images in {rows.root} are {kind} (first: "
+                      f"{rows.base}{rows.names[first]}{reason}); {hint}, or leave them out with skip_bad=True.")
+
+
+def _pack_folder(cache: str | Path | None) -> Path:
+    folder = cache_directory(cache) / "packs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FerlabError(f"The cache {folder} cannot be made ({error.strerror}); give another folder as cache, or set "
+                          "FERLAB_CACHE.") from error
+    return folder
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let one process at a time make ``path``; the others wait, and find it made."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing to lock with; two at once would do the same work twice
+        yield
+        return
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _bar(iterable: Any, total: int, title: str, progress: bool | None) -> tqdm:
+    return tqdm(iterable, total=total, desc=title, unit="face", disable=None if progress is None else not progress)
+
+
+# -------------------------------------------------------------------------------------------------------- the table
+
+_FER_TREE = """\
+    FER2013Train/fer0000000.png …   FER2013Valid/…   FER2013Test/…   (or Kaggle's fer2013.csv: emotion,pixels,Usage)
+    fer2013new.csv                  (Usage,Image name,neutral,happiness,…,unknown,NF)"""
+_AFFECTNET_TREE = """\
+    train_set/images/0.jpg …   train_set/annotations/0_exp.npy …   val_set/…
+    or, for the older release,
+    training.csv   validation.csv   Manually_Annotated_Images/<folder>/<image>"""
+_AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
+_FER_MARKERS = ("fer2013new.csv", "FER2013Train", "FER2013Valid", "FER2013Test", "fer2013.csv")
+_AFFECTNET_MARKERS = ("train_set", "val_set", "training.csv", "validation.csv")
+
+_BENCHMARKS = {
+    "ferplus": _Benchmark(COMMON_CLASSES, 48, "L", _FER_MARKERS, _FER_TREE, _read_fer),
+    "fer2013": _Benchmark(COMMON_CLASSES[:7], 48, "L", _FER_MARKERS, _FER_TREE + """
+    fer2013_emotion.csv             (Image name,emotion; not needed beside Kaggle's fer2013.csv)""", _read_fer),
+    "rafdb": _Benchmark(("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"), 100, "RGB",
+                        ("EmoLabel", "Image"), """\
+    Image/aligned/train_00001_aligned.jpg …   Image/aligned/test_0001_aligned.jpg …
+    EmoLabel/list_patition_label.txt          (train_00001.jpg 5)""", _read_rafdb),
+    "affectnet7": _Benchmark(_AFFECTNET[:7], 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
+    "affectnet8": _Benchmark(_AFFECTNET, 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
+    "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB", ("Train", "Val"), """\
+    Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…   Train/Surprise/…
+    Val/Angry/….png …""", _read_folders),
+    "folder": _Benchmark((), 112, "RGB", tuple(name for names in _SPLIT_FOLDERS.values() for name in names), """\
+    train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three)""", _read_folders),
+}
+NAMES = ("rendered", *_BENCHMARKS)
