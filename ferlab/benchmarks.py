@@ -13,13 +13,16 @@ import io
 import json
 import os
 import shutil
+import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,15 +30,16 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ferlab.data import FaceSet, Splits, cache_directory, take_images
+from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, take_images
 from ferlab.errors import FerlabError
 
 COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 LABEL_RULES = ("majority", "argmax", "distribution")
 SPLITS = ("train", "valid", "test")
+_RENDERED_OPTIONS = ("train", "valid", "test", "seed", "workers")
 
 MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
-MAX_BYTES = 100_000_000  # likewise a compressed zip member
+MAX_BYTES = 100_000_000  # likewise a larger file
 CHUNK = 512  # images decoded between two saved states of a pack
 WORKERS = min(4, os.cpu_count() or 1)
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
@@ -55,15 +59,15 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
         ``majority``      Microsoft's rule: single votes are set to zero; the class with more than half of the remaining
                           votes is the label; other faces, and those that are unknown or no face (NF), are left out.
         ``argmax``        the most frequent of the ten columns; left out where that is unknown or NF.
-        ``distribution``  the faces and labels of ``argmax``, and ``label_distribution``: their votes over the 8 classes,
-                          divided by their sum.
+        ``distribution``  the faces and labels of ``argmax``, and as ``label_distribution`` their votes over the 8
+                          classes, divided by their sum.
     size: side of the square faces in pixels; 48 for FER, 100 for RAF-DB, 64 for rendered, 112 for the others. An image
         that is not square is cut around its centre.
     skip_bad: leave out images that are missing or cannot be read, and list them in ``skipped``, instead of an error.
     splits: read only these.
     holdout: for data sets that come in two parts, a share of the training faces (stratified, ``holdout_seed``) that
-        becomes ``valid``, so that nothing needs to be chosen on the test faces. Where the official second part is called
-        validation (AffectNet, SFEW), it becomes ``test``. 0 leaves the official parts.
+        becomes ``valid``, so that nothing needs to be chosen on the test faces. Where the official second part is
+        called validation (AffectNet, SFEW), it becomes ``test``. 0 leaves the official parts.
     noise, noise_rate, noise_seed: label noise for ``train``; see ``FaceSet.with_noise``.
     cache: folder of the packed pixels, by default ``data.cache_directory()``.
     progress: True or False to show or hide the bar; by default it shows on a terminal.
@@ -76,22 +80,24 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     class without faces.
     """
     benchmark = _check(name, rule, size, splits, holdout, options)
+    if noise is None and noise_rate:
+        raise FerlabError(f"noise_rate {noise_rate} needs a kind of noise; choose one of {', '.join(NOISE_KINDS)}.")
     if benchmark is None:
         from ferlab import rendered
 
         wanted = dict(options) if size is None else {**options, "size": size}
         loaded = rendered.load(cache=cache, progress=progress, **wanted)
-        found = {split: faces for split, faces in zip(SPLITS, loaded) if split in splits}
+        found = dict(zip(SPLITS, loaded))
     else:
         ask = _Ask(name, rule, skip_bad, cache, progress)
         found = {}
-        for rows in _read(name, root, splits, ask):
+        for rows in _read(name, root, SPLITS if holdout else splits, ask):
             found[rows.split] = _face_set(rows, benchmark, size or benchmark.size, ask)
         if holdout:
-            found = _hold_out(found, holdout, holdout_seed)
+            found = _hold_out(found, name, holdout, holdout_seed)
     if noise is not None and found.get("train") is not None:
         found["train"] = found["train"].with_noise(noise, noise_rate, noise_seed)
-    return Splits(*(found.get(split) for split in SPLITS))
+    return Splits(*(found.get(split) if split in splits else None for split in SPLITS))
 
 
 def pack(name: str, root: str | Path | None = None, *, size: int | None = None, skip_bad: bool = False,
@@ -109,10 +115,7 @@ def pack(name: str, root: str | Path | None = None, *, size: int | None = None, 
     ask = _Ask(name, "majority", skip_bad, cache, progress)
     made = {}
     for rows in _read(name, root, splits, ask):
-        _, bad, path = _packed(rows, size or benchmark.size, benchmark.mode, ask)
-        if not skip_bad:
-            _complain(rows, bad, np.arange(len(rows.names)))
-        made[rows.split] = path
+        made[rows.split] = _packed(rows, size or benchmark.size, benchmark.mode, ask)[2]
     return made
 
 
@@ -143,7 +146,8 @@ class _Rows:
     """All images of one split that its data set lists, before any is decoded. The pack holds them in this order.
 
     family: what the pack is called; the two FER and the two AffectNet benchmarks share theirs.
-    base + names[i]: its path below the root; the name alone is the face's. stamps: [N] size and time of each file, None where it is missing.
+    base, names: base + names[i] is the path of image i below the root; its name alone is the face's.
+    stamps: [N] size and time of each file, None where it is missing.
     labels: int64 [N], -1 where the label rule leaves the face out. boxes: int64 [N, 4] left top right bottom, or None.
     picture: opens image number i.
     """
@@ -182,17 +186,18 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
     if rule not in LABEL_RULES:
         raise FerlabError(f"There is no label rule {rule!r}; choose one of {', '.join(LABEL_RULES)}.")
     if rule != "majority" and name not in ("ferplus", "fer2013"):
-        raise FerlabError(f"{name} has no votes, so that the label rule {rule!r} means nothing to it; leave it out.")
+        raise FerlabError(f"The label rule {rule!r} is for the votes of ferplus and fer2013; leave it out for {name}.")
     if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
         raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
     if isinstance(splits, str) or not set(splits) <= set(SPLITS):
         raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
     if not 0 <= holdout < 1:
         raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
+    strange = sorted(set(options) - set(_RENDERED_OPTIONS if name == "rendered" else ()))
+    if strange:
+        raise FerlabError(f"{name} takes no option {', '.join(strange)}.")
     if name == "rendered":
         return None
-    if options:
-        raise FerlabError(f"{name} takes no option {', '.join(sorted(options))}.")
     return _BENCHMARKS[name]
 
 
@@ -203,7 +208,10 @@ def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) 
     if root is None:
         raise FerlabError(f"{name} needs root, the folder or .zip of the data set; {expected}")
     files = _open(Path(root).expanduser(), benchmark.markers, expected)
-    found = [rows for rows in benchmark.read(files, splits, ask) if rows.split in splits]
+    try:
+        found = benchmark.read(files, splits, ask)
+    except (OSError, RuntimeError, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise FerlabError(f"{root} cannot be read ({error}); is it whole, and may you read it?") from error
     if not found:
         raise FerlabError(f"{root} holds no {' or '.join(splits)} faces; {expected}")
     for rows in found:
@@ -216,8 +224,6 @@ def _face_set(rows: _Rows, benchmark: _Benchmark, size: int, ask: _Ask) -> FaceS
     """The faces of a split that have a label and can be read."""
     images, bad, _ = _packed(rows, size, benchmark.mode, ask)
     labelled = np.flatnonzero(rows.labels >= 0)
-    if not ask.skip_bad:
-        _complain(rows, bad, labelled)
     kept = np.array([i for i in labelled if i not in bad], dtype=np.int64)
     skipped = [*rows.unlabelled, *(rows.names[i] for i in labelled if i in bad)]
     if not len(kept):
@@ -238,14 +244,13 @@ def _face_set(rows: _Rows, benchmark: _Benchmark, size: int, ask: _Ask) -> FaceS
     return faces
 
 
-def _hold_out(found: dict[str, FaceSet], share: float, seed: int) -> dict[str, FaceSet]:
+def _hold_out(found: dict[str, FaceSet], name: str, share: float, seed: int) -> dict[str, FaceSet]:
     """Make a validation split of a share of train, where the data set comes in two parts; see ``load``."""
-    train = found.get("train")
-    if train is None or len(found) == 3:
+    train, found = found.get("train"), dict(found)
+    if name in ("affectnet7", "affectnet8", "sfew") and "valid" in found and "test" not in found:
+        found["test"] = replace(found.pop("valid"), split="test")
+    if train is None or "valid" in found:
         return found
-    found = dict(found)
-    if "valid" in found:
-        found["test"] = replace(found["valid"], split="test")
     rng, held = np.random.default_rng(seed), np.zeros(len(train), bool)
     for label in range(len(train.classes)):
         members = rng.permutation(np.flatnonzero(train.labels == label))
@@ -274,7 +279,7 @@ class _Folder:
         if not (self.base / folder).is_dir():
             return []
         with os.scandir(self.base / folder) as entries:
-            return sorted(entry.name for entry in entries if wanted(entry) and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and wanted(entry))
 
     def has(self, path: str) -> bool:
         return (self.base / path).exists()
@@ -287,12 +292,14 @@ class _Folder:
             status = os.stat(self.base / path)
         except OSError:
             return None
-        return (status.st_size, status.st_mtime_ns) if (self.base / path).is_file() else None
+        return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
     def open(self, path: str) -> Any:
         return open(self.base / path, "rb")
 
     def read(self, path: str) -> bytes:
+        if os.path.getsize(self.base / path) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
         return (self.base / path).read_bytes()
 
 
@@ -308,10 +315,11 @@ class _Zip:
         self.members: dict[str, zipfile.ZipInfo] = {}
         self.inside: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}  # folder -> its folders, its files
         for info in self.zip.infolist():
-            parts = PurePosixPath(info.filename).parts
-            if info.is_dir() or not info.filename.startswith(self.inner) or {"..", "/", "__MACOSX"} & set(parts):
+            parts = PurePosixPath(info.filename.replace("\\", "/")).parts
+            path = "/".join(parts)
+            if info.is_dir() or not path.startswith(self.inner) or {"..", "/", "__MACOSX"} & set(parts):
                 continue
-            path = info.filename[len(self.inner):]
+            path = path.removeprefix(self.inner)
             self.members[path] = info
             parts = PurePosixPath(path).parts
             for depth in range(len(parts)):
@@ -337,7 +345,7 @@ class _Zip:
 
     def read(self, path: str) -> bytes:
         if self.members[path].file_size > MAX_BYTES:
-            raise ValueError(f"it would unpack to {self.members[path].file_size:,} bytes")
+            raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
         return self.zip.read(self.members[path])
 
 
@@ -352,9 +360,14 @@ def _open(root: Path, markers: Sequence[str], expected: str) -> _Files:
         raise FerlabError(f"{root} is a file; give the folder of the data set or a .zip of it; {expected}")
     kind = _Folder if root.is_dir() else _Zip
     files: _Files = kind(root.resolve())
-    if not markers or any(files.has(marker) for marker in markers):
+
+    def fits(folder: str = "") -> bool:
+        return any(name.lower() in known for name in files.folders(folder) + files.files(folder))
+
+    known = {marker.lower() for marker in markers}
+    if fits():
         return files
-    inner = [name for name in files.folders() if any(files.has(f"{name}/{marker}") for marker in markers)]
+    inner = [name for name in files.folders() if fits(name)]
     if len(inner) == 1:
         return kind(root.resolve(), inner[0])
     raise FerlabError(f"{root} has none of {', '.join(markers)}; {expected}")
@@ -367,9 +380,10 @@ def _table(files: _Files, path: str, columns: Sequence[str], **how: Any) -> pd.D
     try:
         with files.open(path) as stream:
             table = pd.read_csv(stream, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig",
-                                **how)
+                                index_col=False, **how).fillna("")
     except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise FerlabError(f"{path} in {files.root} cannot be read as a CSV file ({error}); download it again.") from error
+        raise FerlabError(f"{path} in {files.root} cannot be read as a CSV file ({error}); download it "
+                          "again.") from error
     table.columns = [str(column).strip() for column in table.columns]
     lacking = [column for column in columns if column not in table.columns]
     if lacking:
@@ -389,12 +403,12 @@ def _numbers(table: pd.DataFrame, columns: Sequence[str], path: str, lowest: int
         values[blank], inside[blank] = empty, True
     if not inside.all():
         row, column = np.argwhere(~inside)[0]
-        raise FerlabError(f"{path}, line {table.index[row] + 2}: {columns[column]} is {text.iloc[row, column]!r}; it must "
-                          f"be a whole number in {lowest}..{highest}.")
+        raise FerlabError(f"{path}, line {table.index[row] + 2}: {columns[column]} is {text.iloc[row, column]!r}; it "
+                          f"must be a whole number in {lowest}..{highest}.")
     return values.astype(np.int64)
 
 
-def _distinct(names: Sequence[str], labels: np.ndarray, path: str) -> np.ndarray:
+def _distinct(names: Iterable[Any], labels: np.ndarray, path: str) -> np.ndarray:
     """Index of each name's first place; a name that stands twice with different ``labels`` [N, ...] is an error."""
     first: dict[str, int] = {}
     for i, name in enumerate(names):
@@ -405,15 +419,15 @@ def _distinct(names: Sequence[str], labels: np.ndarray, path: str) -> np.ndarray
     return np.fromiter(first.values(), dtype=np.int64, count=len(first))
 
 
-def _rows(files: _Files, family: str, split: str, base: str, names: Sequence[str], labels: np.ndarray,
+def _rows(files: _Files, family: str, split: str, base: str, names: Iterable[Any], labels: np.ndarray,
           **more: Any) -> _Rows:
     """Rows whose images are files of their own, base + name."""
-    names = [str(name) for name in names]
+    listed = [str(name) for name in names]
 
     def picture(i: int) -> Image.Image:
-        return Image.open(io.BytesIO(files.read(base + names[i])))
+        return Image.open(io.BytesIO(files.read(base + listed[i])))
 
-    return _Rows(family, split, files.root, base, names, [files.stamp(base + name) for name in names], picture,
+    return _Rows(family, split, files.root, base, listed, [files.stamp(base + name) for name in listed], picture,
                  np.asarray(labels, dtype=np.int64), **more)
 
 
@@ -457,8 +471,8 @@ def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         original = _kaggle_emotions(files, usage)
     elif ask.name == "fer2013":
         if not files.has("fer2013_emotion.csv"):
-            raise FerlabError(f"fer2013 needs the original annotation in {files.root}: fer2013_emotion.csv (Image name, "
-                              "emotion) or Kaggle's fer2013.csv.")
+            raise FerlabError(f"fer2013 needs the original annotation in {files.root}: fer2013_emotion.csv (Image "
+                              "name, emotion) or Kaggle's fer2013.csv.")
         given = _table(files, "fer2013_emotion.csv", ("Image name", "emotion"))
         codes = _numbers(given, ("emotion",), "fer2013_emotion.csv", 0, 6, empty=-1)[:, 0]
         first = _distinct(given["Image name"].str.strip(), codes, "fer2013_emotion.csv")
@@ -481,13 +495,13 @@ def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         rows = rows[_distinct(names[rows], votes[rows], "fer2013new.csv")]
         if not len(rows):
             if folders:
-                raise FerlabError(f"{files.root} has {folder}, but fer2013new.csv lists no image with Usage {part}; take "
-                                  "the whole fer2013new.csv.")
+                raise FerlabError(f"{files.root} has {folder}, but fer2013new.csv lists no image with Usage {part}; "
+                                  "take the whole fer2013new.csv.")
             continue
         soft = None
         if ask.rule == "distribution" and ask.name == "ferplus":
             soft = classes[rows] / np.maximum(classes[rows].sum(1, keepdims=True), 1)
-        more = {"truth": truth[rows], "votes": classes[rows], "soft": soft}
+        more: dict[str, Any] = {"truth": truth[rows], "votes": classes[rows], "soft": soft}
         if folders:
             found.append(_rows(files, "ferplus", split, f"{folder}/", names[rows], labels[rows], **more))
         else:
@@ -499,10 +513,11 @@ def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
 
 def _kaggle_emotions(files: _Files, usage: np.ndarray) -> np.ndarray:
     """FER2013 codes [N] from Kaggle's fer2013.csv, whose rows must be those of fer2013new.csv."""
-    table = _table(files, "fer2013.csv", ("emotion", "Usage"), usecols=lambda name: name.strip() in ("emotion", "Usage"))
+    columns = ("emotion", "Usage")
+    table = _table(files, "fer2013.csv", columns, usecols=lambda name: name.strip() in columns)
     if len(table) != len(usage) or (table["Usage"].str.strip() != usage).any():
-        raise FerlabError(f"fer2013.csv and fer2013new.csv in {files.root} do not belong together: their rows must be the "
-                          f"same faces in the same order (they have {len(table):,} and {len(usage):,}).")
+        raise FerlabError(f"fer2013.csv and fer2013new.csv in {files.root} do not belong together: their rows must be "
+                          f"the same faces in the same order (they have {len(table):,} and {len(usage):,}).")
     return _numbers(table, ("emotion",), "fer2013.csv", 0, 6, empty=-1)[:, 0]
 
 
@@ -510,13 +525,15 @@ class _KagglePixels:
     """Opens faces kept as text, 48 x 48 numbers in a row of Kaggle's fer2013.csv, which is read when first needed."""
 
     def __init__(self, files: _Files, rows: np.ndarray):
-        self.files, self.rows, self.text = files, rows, None
+        self.files, self.rows, self.lock = files, rows, Lock()
+        self.text: np.ndarray | None = None
 
     def __call__(self, i: int) -> Image.Image:
-        if self.text is None:
-            table = _table(self.files, "fer2013.csv", ("pixels",), usecols=lambda name: name.strip() == "pixels")
-            self.text = table["pixels"].to_numpy()
-        values = np.array(self.text[self.rows[i]].split(), dtype=np.int64)
+        with self.lock:
+            if self.text is None:
+                table = _table(self.files, "fer2013.csv", ("pixels",), usecols=lambda name: name.strip() == "pixels")
+                self.text = table["pixels"].to_numpy()[self.rows]
+        values = np.array(self.text[i].split(), dtype=np.int64)
         if values.shape != (48 * 48,) or values.min() < 0 or values.max() > 255:
             raise ValueError(f"line {self.rows[i] + 2} of fer2013.csv does not hold 2304 numbers in 0..255")
         return Image.fromarray(values.reshape(48, 48).astype(np.uint8))
@@ -533,7 +550,7 @@ def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         name, *rest = line.split() or [""]
         if not name:
             continue
-        if len(rest) != 1 or rest[0] not in {"1", "2", "3", "4", "5", "6", "7"} or not name.startswith(("train_", "test_")):
+        if not name.startswith(("train_", "test_")) or len(rest) != 1 or rest[0] not in set("1234567"):
             raise FerlabError(f"{path}, line {number}: {line!r} is not an image name (train_… or test_…) and a label "
                               "in 1..7.")
         names.append(name)
@@ -550,7 +567,7 @@ def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         part = _rows(files, "rafdb", split, "Image/aligned/", images, index[rows])
         if any(part.stamps):  # else this part of RAF-DB is not on disk
             found.append(part)
-    if not found:
+    if not found and {"train", "test"} & set(splits):
         raise FerlabError(f"Image/aligned in {files.root} has none of the {len(first):,} images that {path} lists; its "
                           "files must be called train_00001_aligned.jpg and so on.")
     return found
@@ -599,7 +616,7 @@ def _affectnet_2021(files: _Files, split: str, ask: _Ask) -> _Rows | None:
 
 
 def _affectnet_notes(files: _Files, paths: list[str], split: str, ask: _Ask) -> tuple[np.ndarray, dict[str, str]]:
-    """Labels [N] of many .npy files, -2 for a bad one, and what is wrong with those; kept in the cache when all are good."""
+    """Labels [N] of many .npy files, -2 for a bad one, and what is wrong with those; cached when all are good."""
     stamps = [files.stamp(path) for path in paths]
     kept = _pack_folder(ask.cache) / f"affectnet-{split}-labels-{_digest(str(files.root), paths, stamps)}.npy"
     if kept.exists():
@@ -623,34 +640,33 @@ def _affectnet_notes(files: _Files, paths: list[str], split: str, ask: _Ask) -> 
     if not wrong:
         data = io.BytesIO()
         np.save(data, labels)
-        _write(kept, data.getvalue())
+        with suppress(OSError):  # it only saves time
+            _write(kept, data.getvalue())
     return labels, wrong
 
 
 def _affectnet_csv(files: _Files, split: str, ask: _Ask) -> _Rows | None:
-    """The older release: training.csv and validation.csv, with a face box in a larger photo; 8..10 are no expressions."""
+    """The older release: training.csv and validation.csv, with a face box in a larger photo; 8..10 are left out."""
     path = {"train": "training.csv", "valid": "validation.csv"}[split]
     if not files.has(path):
         return None
     with files.open(path) as stream:
         headless = stream.read(4096).decode("utf-8-sig", "replace").splitlines()[:1]
     names = _AFFECTNET_COLUMNS if headless and headless[0].count(",") == 8 and "expression" not in headless[0] else None
-    needed = [column for column in _AFFECTNET_COLUMNS if column not in ("facial_landmarks", "valence", "arousal")]
+    needed = ("subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "expression")
     table = _table(files, path, needed, **({"names": list(names), "header": None} if names else {}))
+    table.index -= 1 if names else 0  # so that errors name the right line
+    table = table[_numbers(table, ("expression",), path, 0, 10)[:, 0] <= 7]
     numbers = _numbers(table, needed[1:], path, -100_000, 100_000)
-    labels, boxes = numbers[:, -1], numbers[:, :4].copy()
-    if ((labels < 0) | (labels > 10)).any():
-        line = int(np.flatnonzero((labels < 0) | (labels > 10))[0])
-        raise FerlabError(f"{path}, line {line + 2}: expression is {labels[line]}; it must be in 0..10.")
-    boxes[:, 2:] += boxes[:, :2]  # left top right bottom
     places = table["subDirectory_filePath"].str.strip().str.replace("\\", "/").to_numpy(str)
-    rows = np.flatnonzero(labels <= 7)
-    rows = rows[_distinct(places[rows], numbers[rows], path)]
+    rows = _distinct(places, numbers, path)
+    places, labels, boxes = places[rows], numbers[rows, 4], numbers[rows, :4]
+    boxes[:, 2:] += boxes[:, :2]  # left top right bottom
     for base in ("Manually_Annotated_Images/", "Manually_Annotated/Manually_Annotated_Images/",
                  "Manually_Annotated_compressed/Manually_Annotated_Images/", ""):
-        if any(files.stamp(base + place) for place in places[rows[:100]]):
+        if any(files.stamp(base + place) for place in places[:100]):
             break
-    return _rows(files, "affectnet", split, base, places[rows], labels[rows], boxes=boxes[rows])
+    return _rows(files, "affectnet", split, base, places, labels, boxes=boxes)
 
 
 # -------------------------------------------------------------------------------------- SFEW, and folders of classes
@@ -666,13 +682,15 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     for split in SPLITS:
         named = [name for name in files.folders() if name.lower() in _SPLIT_FOLDERS[split] and files.folders(name)]
         if len(named) > 1:
-            raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one folder for the {split} split.")
+            raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one of them for {split}.")
         if named:
             places[split] = named[0]
     kinds = {place: files.folders(place) for place in places.values()}
     if ask.name == "sfew":
         classes = tuple(_SFEW.values())
         alias = {**_SFEW, **{name: name for name in classes}}
+        if "test" in places and not any(name.lower() in alias for name in kinds[places["test"]]):
+            del kinds[places.pop("test")]  # the official test faces have no labels
         for place, names in kinds.items():
             strange = [name for name in names if name.lower() not in alias]
             if strange:
@@ -696,20 +714,20 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
 # ------------------------------------------------------------------------------------------------- the packed pixels
 
 def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | None = None) -> np.ndarray:
-    """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image: 16 bit, palette, transparent (on black), turned."""
+    """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image, transparent ones on black."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
     if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture, dtype=np.float64)
-        if picture.mode != "F" and values.max() > 255:
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max() > 255):
             values = values / 257  # 0..65535 to 0..255
         elif picture.mode == "F" and values.max() <= 1:
             values = values * 255
         picture = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
     else:
         picture = ImageOps.exif_transpose(picture)
-    if "A" in picture.getbands() or "transparency" in picture.info:
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
     picture = picture.convert(mode)
@@ -725,49 +743,59 @@ def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | Non
 
 
 def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, dict[int, str], Path]:
-    """Memory map [N, size, size(, 3)] of all images of a split, what is wrong with those that it lacks, and its file."""
+    """Memory map [N, size, size(, 3)] of all images of a split, what is wrong with those that it lacks, and its file.
+
+    FerlabError if a face with a label is among those, unless they are to be skipped.
+    """
     shape = (len(rows.names), size, size, 3)[:4 if mode == "RGB" else 3]
     home = f"{rows.family}-{rows.split}-{size}-{_digest(str(rows.root))}"
     boxes = None if rows.boxes is None else rows.boxes.tolist()
     path = _pack_folder(ask.cache) / f"{home}-{_digest(rows.base, rows.names, rows.stamps, boxes)}.npy"
+    missing = {i: "missing" for i, stamp in enumerate(rows.stamps) if stamp is None}
+    if not ask.skip_bad:
+        _complain(rows, missing)
 
     def decode(i: int) -> np.ndarray | str:
-        if rows.stamps[i] is None:
-            return "missing"
+        if i in missing:
+            return missing[i]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                return _square(rows.picture(i), size, mode, None if boxes is None else boxes[i])
+            return _square(rows.picture(i), size, mode, None if boxes is None else boxes[i])
         except FerlabError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a broken file makes Pillow, zlib or zipfile raise
-            return f"unreadable: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
 
-    with _alone(path):
+    def mended(i: int) -> bool:
+        return i not in missing and not isinstance(decode(i), str)
+
+    with _alone(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about odd files
         for _ in range(2):
             if not path.exists():
                 _fill(path, shape, decode, f"{ask.name} {rows.split}", ask.progress)
             try:
                 images = np.load(path, mmap_mode="r")
                 bad = {int(i): reason for i, reason in json.loads(path.with_suffix(".json").read_text())["bad"].items()}
-                sound = images.shape == shape and images.dtype == np.uint8
+                if images.shape == shape and images.dtype == np.uint8 and not any(mended(i) for i in bad):
+                    break
             except (OSError, ValueError, KeyError):
-                sound = False
-            if sound and not any(reason != "missing" and not isinstance(decode(i), str) for i, reason in bad.items()):
-                break
-            images = None  # damaged, or what could not be read now can: once more
+                pass
+            images = None  # damaged, or it lacks what can be read by now: pack once more
             path.unlink()
         else:
             raise FerlabError(f"{path} cannot be read back; is the disk sound? Give another folder as cache.")
         for old in path.parent.glob(f"{home}-*"):  # of the same data set before it was changed
             if old.stem != path.stem:
-                old.unlink(missing_ok=True)
+                with suppress(OSError):
+                    old.unlink()
+    if not ask.skip_bad:
+        _complain(rows, bad)
     return images, bad, path
 
 
 def _fill(path: Path, shape: tuple[int, ...], decode: Callable[[int], np.ndarray | str], title: str,
           progress: bool | None) -> None:
-    """Write a pack, in chunks, going on after the last whole chunk of an interrupted run; it gets its name when whole."""
+    """Write a pack, in chunks, going on where a run was interrupted; it gets its name when it is whole."""
     part, state = path.with_suffix(".part"), path.with_suffix(".json")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -805,21 +833,23 @@ def _fill(path: Path, shape: tuple[int, ...], decode: Callable[[int], np.ndarray
     except OSError as error:
         part.unlink(missing_ok=True)
         state.unlink(missing_ok=True)
-        raise FerlabError(f"The faces of {title} cannot be written to {path.parent} ({error.strerror or error}); free some "
-                          "room, or give another folder as cache.") from error
+        raise FerlabError(f"The faces of {title} cannot be written to {path.parent} ({error.strerror or error}); free "
+                          "some room, or give another folder as cache.") from error
 
 
-def _complain(rows: _Rows, bad: dict[int, str], needed: np.ndarray) -> None:
-    """FerlabError if one of the ``needed`` images is missing or unreadable."""
-    faulty = [int(i) for i in needed if int(i) in bad]
+def _complain(rows: _Rows, bad: dict[int, str]) -> None:
+    """FerlabError if an image whose label is needed is missing or unreadable."""
+    needed = rows.labels >= 0
+    faulty = [i for i in bad if needed[i]]
     if not faulty:
         return
-    missing = [i for i in faulty if bad[i] == "missing"]
-    kind, first = ("missing", missing[0]) if missing else ("unreadable", faulty[0])
-    reason = "" if missing else f", {bad[first].removeprefix('unreadable: ')}"
-    hint = "are the folders mixed up? Unpack the data set again" if len(missing) == len(needed) else "put them in place"
-    raise FerlabError(f"{len(missing or faulty):,} of {len(needed):,} {rows.split} images in {rows.root} are {kind} (first: "
-                      f"{rows.base}{rows.names[first]}{reason}); {hint}, or leave them out with skip_bad=True.")
+    lacking = bad[faulty[0]] == "missing"
+    reason = "" if lacking else f": {bad[faulty[0]]}"
+    wrong, mend = ("are missing", "put them there") if lacking else ("cannot be read", "replace them")
+    if lacking and len(faulty) == needed.sum():
+        mend = "are the folders mixed up? Unpack the data set again"
+    raise FerlabError(f"{len(faulty):,} of {needed.sum():,} {rows.split} images in {rows.root} {wrong} (first: "
+                      f"{rows.base}{rows.names[faulty[0]]}{reason}); {mend}, or leave them out with skip_bad=True.")
 
 
 def _pack_folder(cache: str | Path | None) -> Path:
@@ -851,8 +881,14 @@ def _alone(path: Path) -> Iterator[None]:
     except ImportError:  # Windows: nothing to lock with; two at once would do the same work twice
         yield
         return
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(open(path.with_suffix(".lock"), "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if not path.exists():  # what is there already can be used from a disk that is read-only
+                raise FerlabError(f"{path.parent} cannot be written ({error.strerror}); give another folder as cache, "
+                                  "or set FERLAB_CACHE.") from error
         yield
 
 
@@ -888,8 +924,8 @@ _BENCHMARKS = {
     "affectnet7": _Benchmark(_AFFECTNET[:7], 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
     "affectnet8": _Benchmark(_AFFECTNET, 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
     "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB", ("Train", "Val"), """\
-    Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…   Train/Surprise/…
-    Val/Angry/….png …""", _read_folders),
+    Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…
+    Train/Surprise/…    Val/Angry/….png …""", _read_folders),
     "folder": _Benchmark((), 112, "RGB", tuple(name for names in _SPLIT_FOLDERS.values() for name in names), """\
     train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three)""", _read_folders),
 }

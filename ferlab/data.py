@@ -23,7 +23,7 @@ IN_MEMORY = 1 << 30  # bytes; chosen faces that take more stay on disk
 
 
 def cache_directory(cache: str | Path | None = None) -> Path:
-    """Where ferlab keeps what it has prepared: ``cache``, else $FERLAB_CACHE, $XDG_CACHE_HOME/ferlab, ~/.cache/ferlab."""
+    """Where ferlab keeps what it prepared: ``cache``, else $FERLAB_CACHE, $XDG_CACHE_HOME/ferlab, ~/.cache/ferlab."""
     if cache is None:
         cache = os.environ.get("FERLAB_CACHE") or None
     if cache is None:
@@ -73,7 +73,7 @@ class FaceSet:
     classes: names of the classes, in the data set's own order.
     truth: int64 [N] reference label, -1 where none is known; or None.
     votes: float32 [N, C], raters' votes per class; or None.
-    label_distribution: float32 [N, C], rows sum to 1: the given *soft* label, where the label rule provides one; or None.
+    label_distribution: float32 [N, C], rows sum to 1: the given *soft* label, where the label rule makes one; or None.
     names: str [N], the file name of each face (its path below its split's folder), or its id.
     extras: further per-face arrays [N, ...] for evaluation (rendered faces: mixture, identity, units, parts).
     dataset, split, rule: where the faces come from and which label rule made ``labels``.
@@ -174,7 +174,7 @@ class FaceSet:
                               "lacks; name it there, or leave those faces out with subset().")
         kept = new_index >= 0
 
-        def columns(array: np.ndarray | None) -> np.ndarray | None:
+        def columns(array: np.ndarray | None) -> Any:
             if array is None:
                 return None
             moved = np.zeros((len(array), len(classes)), array.dtype)
@@ -283,8 +283,8 @@ def inject_noise(labels: Any, kind: str, rate: float, num_classes: int, seed: in
                         ``confusion``.
     rate: 0 <= rate <= 1.
     seed: the same arguments give the same labels.
-    confusion: [C, C], not negative; the diagonal is ignored. By default ``human_confusion`` of the expression classes in
-        the order neutral happiness surprise sadness anger disgust fear (contempt) for 7 or 8 classes, a ring otherwise;
+    confusion: [C, C], not negative; the diagonal is ignored. By default ``human_confusion``, for 7 or 8 classes of the
+        expressions in the order neutral happiness surprise sadness anger disgust fear (contempt), otherwise a ring;
         ``FaceSet.with_noise`` goes by the names of its classes.
     distribution: [N, C], not negative: how much of each class is in each face.
 
@@ -337,7 +337,7 @@ def _draw(weights: np.ndarray, rng: np.random.Generator, size: int | None = None
 
 def _rater_votes(given: np.ndarray, rate: float, num_classes: int, rng: np.random.Generator,
                  confusion: np.ndarray | None, distribution: np.ndarray | None) -> np.ndarray:
-    """int64 [N, 10]: simulated votes, each wrong with a chance that differs between faces and is ``rate`` on average."""
+    """int64 [N, 10]: simulated votes, wrong with a chance that differs between faces and is ``rate`` on average."""
     count, faces = len(given), np.arange(len(given))
     others = _other_classes(confusion, num_classes)
     others[others.sum(1) == 0] = 1
