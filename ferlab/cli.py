@@ -1,0 +1,403 @@
+"""The command line. Each command is a thin shell over a function of the package."""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ferlab import __version__
+from ferlab.config import PROFILES, Config, profile, profile_name
+from ferlab.errors import FerlabError
+
+# What takes long to import (PyTorch, pandas) is imported by the commands that need it, so that --help is instant.
+if TYPE_CHECKING:
+    from ferlab.data import FaceSet, Splits
+
+RULES = ("majority", "argmax", "distribution")
+NOISES = ("symmetric", "asymmetric", "annotators")
+SPLITS = ("train", "valid", "test")
+DATA_OPTIONS = ("size", "seed", "train", "valid", "test")
+SMOKE_FACES = {"size": 32, "train": 320, "valid": 80, "test": 80}  # what the smoke profile has rendered, seconds
+
+
+def main() -> None:
+    """Run the command line; a FerlabError is one sentence on stderr and exit code 2, an interruption exit code 130."""
+    warnings.formatwarning = lambda message, *_, **__: f"ferlab: {message}\n"
+    try:
+        sys.exit(cli.main(prog_name="ferlab", standalone_mode=False) or 0)
+    except FerlabError as error:
+        _leave(str(error), 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _leave("stopped; the same command goes on from what is finished (a training: from its last whole epoch).", 130)
+    except OSError as error:
+        _leave(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.", 2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
+            raise
+        _leave("the memory of the GPU is full: make the batches smaller, as in --set batch_size=32.", 2)
+
+
+def _leave(sentence: str, code: int) -> None:
+    click.echo(f"ferlab: {sentence}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ferlab")
+def cli() -> None:
+    """Facial expression recognition from noisy labels.
+
+    The first steps: ferlab walkthrough runs the notebooks; ferlab train trains on rendered faces, which need no data.
+    """
+
+
+def _data_options(default: str | None) -> typing.Callable:
+    """The options that say which faces to read."""
+    options = [
+        click.option("--data", "name", metavar="NAME", default=default, show_default=bool(default),
+                     help="Data set; ferlab data layout lists them."),
+        click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip; rendered needs none."),
+        click.option("--rule", type=click.Choice(RULES), help="FER+: which label the raters' votes make."),
+        click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them."),
+        click.option("--option", "options", metavar="NAME=NUMBER", multiple=True,
+                     help="Of rendered: size, seed, train, valid, test (numbers of faces); may be repeated."),
+        click.option("--progress/--no-progress", default=None, help="Show bars. [default: on a terminal only]"),
+    ]
+
+    def decorate(command: typing.Callable) -> typing.Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+@cli.command()
+@_data_options("rendered")
+@click.option("--run", "directory", type=click.Path(path_type=Path),
+              help="Run directory. [default: runs/<data>-<method>-seed<seed>]")
+@click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
+              help="Size of the training. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
+@click.option("--method", default="drfer", show_default=True, help="drfer, plain, or a method it is compared with.")
+@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
+@click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
+              help="Validate on this share of the training faces, where the data set comes in two parts.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
+              help="Change a setting of the profile, such as epochs=40; may be given several times.")
+def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
+          progress: bool | None, directory: Path | None, profile_: str | None, method: str, noise: str | None,
+          noise_rate: float | None, holdout: float, seed: int, settings: tuple[str, ...]) -> None:
+    """Train a recogniser, or go on with a training.
+
+    The same command goes on where an interrupted training stopped.
+    """
+    chosen = dict(parse_setting(text) for text in settings)
+    config = profile(profile_, **{"method": method, "seed": seed, **chosen})
+    if noise is None and noise_rate is not None:
+        raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
+    noise_rate = 0.3 if noise and noise_rate is None else noise_rate
+
+    from ferlab import benchmarks, runs, training
+
+    training.method_class(config.method)
+    run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
+    numbers = parse_options(options)
+    if name == "rendered" and profile_name(profile_) == "smoke":
+        numbers = SMOKE_FACES | numbers
+    rule = rule or "majority"
+    data = {"data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule,
+            "skip_bad": skip_bad, "holdout": holdout, "noise": noise, "noise_rate": noise_rate, "options": numbers}
+    _check_same(run, data)
+    splits = benchmarks.load(name, root, rule=rule, skip_bad=skip_bad, holdout=holdout, noise=noise,
+                             noise_rate=noise_rate or 0.0, noise_seed=config.seed, progress=progress, **numbers)
+    _tell_splits(splits)
+
+    class Trainer(training.Trainer):
+        def _save(self, run: runs.Run) -> None:
+            super()._save(run)
+            click.echo(epoch_line(self.records[-1], self.config.epochs))
+
+    trainer = Trainer(config, splits, run, progress)
+    if not run.has_checkpoint:
+        runs.write_json(run.directory / "data.json", data)
+    click.echo(f"Training {config.method} (profile {profile_name(profile_)}, {config.epochs} epochs) on "
+               f"{trainer.device} into {run.directory}")
+    trainer.fit()
+
+    click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
+    split = "test" if splits.test is not None else "valid" if splits.valid is not None else "train"
+    click.echo(f"Next: ferlab evaluate --run {run.directory} --split {split}")
+
+
+def _check_same(run: Any, data: dict[str, Any]) -> None:
+    """FerlabError if the run has a checkpoint from other data; its root may have moved."""
+    record = run.directory / "data.json"
+    if not (run.has_checkpoint and record.is_file()):
+        return
+    former = _read_json(record)
+    changed = [key for key, value in data.items() if key != "root" and former.get(key) != value]
+    if changed:
+        was = ", ".join(f"{key} {former.get(key)}" for key in changed)
+        raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """("epochs", 40) from "epochs=40", by the type of the setting in ``Config``; FerlabError if it does not fit."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    hints = typing.get_type_hints(Config)
+    if not equals:
+        raise FerlabError(f"--set {text} lacks a value: write it as NAME=VALUE, such as --set epochs=40.")
+    if name not in hints:
+        raise FerlabError(f"There is no setting {name}: the settings are {', '.join(sorted(hints))}.")
+    kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+    if type(None) in kinds and value.lower() == "none":
+        return name, None
+    kind = next(kind for kind in kinds if kind is not type(None))
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if kind is bool:
+        if value.lower() not in words:
+            raise FerlabError(f"--set {text}: {name} is on or off.")
+        return name, words[value.lower()]
+    if kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise FerlabError(f"--set {text}: {name} must be {wanted}.") from None
+    return name, value
+
+
+def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
+    """{"train": 500} from ("train=500",); FerlabError for other names and for anything but whole numbers."""
+    options = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if name not in DATA_OPTIONS or not value.isdecimal():
+            raise FerlabError(f"--option {text}: write NAME=NUMBER, where NAME is one of {', '.join(DATA_OPTIONS)}.")
+        options[name] = int(value)
+    return options
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """An epoch's metrics on one line."""
+    parts = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"{name.replace('_', ' ')} {value:.3f}" for name, value in record["loss"].items()]
+    if "valid" in record:
+        parts.append(f"valid accuracy {percent(record['valid']['accuracy'])}")
+        parts.append(f"mean-class {percent(record['valid']['mean_class_accuracy'])}")
+    share = record.get("split", {}).get("clean_share")
+    if share is not None:
+        parts.append(f"split: {percent(1 - share)} noisy")
+    return "  ".join([*parts, f"{record['seconds']:.0f} s"])
+
+
+def percent(share: float | None) -> str:
+    """0.876 -> 87.6 %; nothing -> a dash."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluate
+
+@cli.command()
+@_data_options(None)
+@click.option("--run", "directory", metavar="DIR", required=True,
+              help="Run directory, or a file that Recogniser.save wrote.")
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), help="As in the training. [default: the run's]")
+@click.option("--against", type=click.Choice(["reference", "given"]), default="reference", show_default=True,
+              help="Labels to score against: the reference where there is one, or the given ones.")
+@click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write all scores there.")
+def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
+             progress: bool | None, directory: str, split: str, holdout: float | None, against: str,
+             report: Path | None) -> None:
+    """Score a run on a split of a data set.
+
+    Data set, root and rule are the run's unless told otherwise. Only the split's own files need to be on disk.
+    """
+    from ferlab import benchmarks, recogniser, runs
+    from ferlab.evaluation import evaluate as score
+
+    trained = recogniser.load_pretrained(directory)
+    former = trained.about.get("data", {})
+    given = parse_options(options)
+    name = name or former.get("data")
+    if name is None:
+        raise FerlabError(f"{directory} does not tell its data set: give --data NAME.")
+    if former.get("data") == name:
+        root = root or former.get("root")
+        rule = rule or former.get("rule")
+        holdout = former.get("holdout", 0.0) if holdout is None else holdout
+        skip_bad = skip_bad or former.get("skip_bad", False)
+        given = former.get("options", {}) | given
+    holdout = holdout or 0.0
+    splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout,
+                             progress=progress, splits=SPLITS if holdout else (split,), **given)
+    faces = splits._asdict()[split]
+    if faces is None or not len(faces):
+        there = [name for name, faces in splits._asdict().items() if faces is not None]
+        raise FerlabError(f"{root or name} has no {split} faces: it has {' and '.join(there)}.")
+    result = score(trained, faces, against=against)
+    if report is not None:
+        runs.write_json(report, result)
+    click.echo(scores_table(result))
+    if report is not None:
+        click.echo(f"\nAll scores are in {report}")
+
+
+def scores_table(result: dict[str, Any]) -> str:
+    """The scores of ``evaluation.evaluate`` as a small table: recall and most frequent mistake of each class."""
+    rule = f" (rule: {result['rule']})" if result["rule"] else ""
+    lines = [
+        f"{result['data']} {result['split']}{rule}, {result['faces']:,} faces, against the {result['against']} labels",
+        f"accuracy {percent(result['accuracy'])}   mean-class accuracy {percent(result['mean_class_accuracy'])}   "
+        f"macro-F1 {percent(result['macro_f1'])}",
+    ]
+    if "divergence" in result:
+        lines.append(f"mean Jensen-Shannon divergence from the raters' votes {result['divergence']:.3f} bits")
+    if result["note"]:
+        lines.append(result["note"])
+    if result["skipped"]:
+        lines.append(f"{result['skipped']:,} images could not be read and are left out.")
+    width = max(len("class"), *map(len, result["classes"]))
+    lines += ["", f"{'class':<{width}}  {'faces':>7}  {'recall':>8}  most often taken for"]
+    for i, name in enumerate(result["classes"]):
+        mistakes = [0 if j == i else count for j, count in enumerate(result["confusion_matrix"][i])]
+        most = max(mistakes)
+        taken = f"{result['classes'][mistakes.index(most)]} ({most:,})" if most else "-"
+        lines.append(f"{name:<{width}}  {result['counts'][name]:>7,}  {percent(result['recall'][name]):>8}  {taken}")
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- data
+
+@cli.group()
+def data() -> None:
+    """Look at data sets, and prepare them."""
+
+
+@data.command()
+@click.argument("name", required=False)
+def layout(name: str | None) -> None:
+    """Show the files that a data set, or each, consists of."""
+    from ferlab import benchmarks
+
+    for each in [name] if name else benchmarks.NAMES:
+        click.echo(f"{each}\n{_indented(benchmarks.layout(each))}\n")
+
+
+@data.command()
+@_data_options("rendered")
+@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
+@click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the noise.")
+def info(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
+         progress: bool | None, noise: str | None, noise_rate: float, holdout: float, seed: int) -> None:
+    """Count the faces of each split and class.
+
+    Tells also how many labels differ from the reference, where there is one.
+    """
+    from ferlab import benchmarks
+
+    splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout, noise=noise,
+                             noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress,
+                             **parse_options(options))
+    _tell_splits(splits)
+    click.echo("\n" + counts_table(splits))
+
+
+@data.command()
+@_data_options("rendered")
+@click.option("--size", type=click.IntRange(8, 1024), help="Side of the faces in pixels. [default: the data set's own]")
+def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
+         progress: bool | None, size: int | None) -> None:
+    """Decode a data set's images once, into the cache.
+
+    Every later start is then instant. One pack serves all label rules.
+    """
+    from ferlab import benchmarks
+    from ferlab.data import cache_directory
+
+    made = benchmarks.pack(name, root, size=size, skip_bad=skip_bad, progress=progress, **parse_options(options))
+    for split, path in made.items():
+        click.echo(f"{split}: {path} ({path.stat().st_size / 1e6:,.0f} MB)")
+    if not made:
+        click.echo(f"The faces of {name} are in {cache_directory()}")
+
+
+def _tell_splits(splits: Splits) -> None:
+    for split, faces in splits._asdict().items():
+        if faces is not None:
+            click.echo(_split_line(split, faces))
+
+
+def _split_line(split: str, faces: FaceSet) -> str:
+    height, width = faces.images.shape[1:3]
+    parts = [f"{faces.dataset} {split}: {len(faces):,} faces of {width} x {height} pixels"]
+    parts += [f"rule {faces.rule}"] if faces.rule else []
+    parts += [faces.noise] if faces.noise else []
+    if not faces.noise and faces.noise_rate > 0:  # nan where nothing is known
+        parts.append(f"{percent(faces.noise_rate)} of the labels differ from the reference")
+    parts += [f"{len(faces.skipped):,} images left out (first: {faces.skipped[0]})"] if faces.skipped else []
+    return ", ".join(parts)
+
+
+def counts_table(splits: Splits) -> str:
+    """Faces of each class, by their given label, in each split."""
+    there = {split: faces for split, faces in splits._asdict().items() if faces is not None}
+    classes = next(iter(there.values())).classes
+    width = max(len("class"), *map(len, classes))
+    lines = [f"{'class':<{width}}" + "".join(f"  {split:>8}" for split in there)]
+    for i, name in enumerate(classes):
+        lines.append(f"{name:<{width}}" + "".join(f"  {faces.class_counts[i]:>8,}" for faces in there.values()))
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------- walkthrough
+
+@cli.command()
+@click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
+              help="Size of the trainings. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
+@click.option("--only", metavar="NUMBER", multiple=True, help="Run only this notebook, such as 01; may be repeated.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="[default: walkthrough/]")
+@click.option("--in-place", is_flag=True, help="Also update the notebooks themselves.")
+def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None, in_place: bool) -> None:
+    """Run the notebooks in order, and write them as pages to read.
+
+    Each starts from a fresh kernel; the first cell that fails ends the walk.
+    """
+    from ferlab import walkthrough as notebooks
+
+    if not notebooks.execute_all(profile_name(profile_), only, output, in_place, click.echo):
+        sys.exit(1)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FerlabError(f"{path} cannot be read ({type(error).__name__}): delete the run and train again.") from error
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+if __name__ == "__main__":
+    main()

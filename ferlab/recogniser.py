@@ -1,0 +1,133 @@
+"""A trained network as a user meets it: faces in, probabilities out.
+
+    recogniser = ferlab.load_pretrained("runs/my_first")
+    recogniser.predict(images)          # uint8 [N, H, W] or [N, H, W, 3] -> float32 [N, C]
+    recogniser.save("my_first.pt")      # one file, a quarter of the run's checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ferlab.config import Config
+from ferlab.data import FaceSet
+from ferlab.errors import FerlabError
+from ferlab.runs import Run, write_whole
+from ferlab.training import collect, method_class
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Recogniser:
+    """A network in evaluation mode and the names of its classes, in the order of its outputs.
+
+    about: where it comes from: the run's directory, epoch, settings, data and environment, as far as they are known.
+    """
+
+    def __init__(self, network: nn.Module, classes: tuple[str, ...], config: Config, about: dict[str, Any]):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.classes, self.config, self.about = tuple(classes), config, about
+
+    @classmethod
+    def from_run(cls, directory: str | Path) -> Recogniser:
+        """The averaged network of a run, as of its last whole epoch.
+
+        Raises FerlabError if the directory holds no run, no checkpoint, or one that does not fit the run's settings.
+        """
+        run = Run.open(directory)
+        state = run.read_checkpoint()
+        about = {"run": str(directory), "environment": _json(run.directory / "environment.json"),
+                 "data": _json(run.directory / "data.json")}
+        return cls._build(run.config, state, "average", about, run.directory / "checkpoint.pt")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recogniser:
+        """What ``save`` wrote. Raises FerlabError if the file is absent, damaged or something else."""
+        path = Path(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            config = Config.from_json(state["config"])
+        except OSError as error:
+            raise FerlabError(f"{path} cannot be opened ({error.strerror}).") from error
+        except Exception as error:
+            raise FerlabError(f"{path} is no recogniser; give a run directory or a file of Recogniser.save.") from error
+        return cls._build(config, state, "network", state.get("about", {}) | {"file": str(path)}, path)
+
+    @classmethod
+    def _build(cls, config: Config, state: Any, part: str, about: dict[str, Any], path: Path) -> Recogniser:
+        try:
+            classes = tuple(state["classes"])
+            nobody = FaceSet(np.zeros((0, config.size, config.size), np.uint8), np.zeros(0, np.int64), classes)
+            # the weights that training began with are not needed again
+            method = method_class(config.method)(config.replace(weights=None), nobody)
+            network = method.build_network()
+            network.load_state_dict(state[part])
+        except FerlabError:
+            raise
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise FerlabError(f"{path} does not fit the settings beside it (method {config.method}, backbone "
+                              f"{config.backbone}): it belongs to another run; train again.") from error
+        return cls(network, classes, config, about | {"epoch": state.get("epoch")})
+
+    def predict(self, images: Any, mirror: bool = True) -> np.ndarray:
+        """Probabilities float32 [N, C] of faces uint8 [N, H, W] or [N, H, W, 3], NumPy or torch, of any size.
+
+        mirror: average over each face and its mirror image. Raises FerlabError for images of another shape or type.
+        """
+        if isinstance(images, torch.Tensor):
+            images = images.detach().cpu().numpy()
+        if not hasattr(images, "shape"):
+            images = np.asarray(images)
+        if len(images.shape) == 2 or (len(images.shape) == 3 and images.shape[2] == 3):
+            raise FerlabError(f"predict takes a batch of faces, not one of shape {tuple(images.shape)}; give "
+                              "face[None].")
+        faces = FaceSet(images, np.zeros(len(images), np.int64), self.classes)
+        if not len(faces):
+            return np.zeros((0, len(self.classes)), np.float32)
+        logits = collect(self.network, faces, mirror, self.device).logits
+        if not torch.isfinite(logits).all():
+            raise FerlabError("The network's output is not a number: its training went astray; train it again.")
+        return logits.softmax(1).cpu().numpy()
+
+    def save(self, path: str | Path) -> None:
+        """Write network (in half precision), classes and settings into one file; ``load_pretrained`` reads it."""
+        weights = {name: w.half().cpu() if w.is_floating_point() else w.cpu()
+                   for name, w in self.network.state_dict().items()}
+        state = {"network": weights, "classes": list(self.classes), "config": self.config.to_json(),
+                 "epoch": self.about.get("epoch"), "about": {"data": self.about.get("data", {})}}
+        write_whole(Path(path), lambda temporary: torch.save(state, temporary))
+
+
+def load_pretrained(name: str | Path) -> Recogniser:
+    """A trained recogniser: a run directory, a file of ``Recogniser.save``, or the name of one in ferlab/assets.
+
+    Raises FerlabError, listing what there is, if it is none of them.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return Recogniser.from_run(path)
+    if path.is_file():
+        return Recogniser.from_file(path)
+    packaged = ASSETS / f"{name}.pt"
+    if packaged.is_file() and packaged.parent == ASSETS:
+        return Recogniser.from_file(packaged)
+    names = sorted(file.stem for file in ASSETS.glob("*.pt"))
+    packaged_ones = f" or one of {', '.join(names)}." if names else "; none comes with this version."
+    raise FerlabError(f"There is no recogniser {str(name)!r}: give the directory of a run (ferlab train makes one)"
+                      f"{packaged_ones}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A small record beside a run; {} where it is missing or damaged, for nothing depends on it."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

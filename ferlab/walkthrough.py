@@ -1,0 +1,121 @@
+"""Runs the notebooks in order, each from a fresh kernel, and keeps what they show."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+
+from ferlab.errors import FerlabError
+from ferlab.runs import write_whole
+
+
+def notebook_folder() -> Path:
+    """The repository's folder of notebooks. Raises FerlabError where ferlab is installed without it."""
+    for parent in (Path(__file__).parent.parent, Path.cwd()):
+        if (parent / "notebooks").is_dir():
+            return parent / "notebooks"
+    raise FerlabError("There is no folder notebooks here: run this in a clone of ferlab's repository.")
+
+
+def find_notebooks(folder: Path, only: Sequence[str] = ()) -> list[Path]:
+    """The numbered notebooks in order; of these, the ones that begin with one of ``only``, such as "01".
+
+    Raises FerlabError for a beginning that fits none, or where there are none.
+    """
+    found = sorted(folder.glob("[0-9]*.ipynb"))
+    if not found:
+        raise FerlabError(f"There are no notebooks in {folder}.")
+    for start in only:
+        if not any(path.name.startswith(start) for path in found):
+            raise FerlabError(f"No notebook begins with {start}: there are {', '.join(path.stem for path in found)}.")
+    return [path for path in found if not only or path.name.startswith(tuple(only))]
+
+
+def execute(path: Path, profile: str) -> tuple[NotebookNode, str]:
+    """Run one notebook in its folder, from a fresh kernel, under a profile.
+
+    Returns it with what it shows, and "" or, if a cell failed, that cell's source and traceback.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
+                            resources={"metadata": {"path": str(path.parent)}})
+    trouble = ""
+    try:
+        client.execute(env=os.environ | {"FERLAB_PROFILE": profile})
+    except CellExecutionError as error:
+        trouble = str(error)
+    except DeadKernelError:
+        trouble = "The kernel died; it may have run out of memory. Close other programs or choose a smaller profile."
+    return notebook, trouble
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    """Leave out what changes from run to run or machine to machine: widget state, timings, versions of the kernel."""
+    notebook.metadata = NotebookNode({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    })
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    return notebook
+
+
+def write_page(notebook: NotebookNode, path: Path) -> None:
+    """The notebook as an HTML page."""
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
+    write_text(path, page)
+
+
+def write_notebook(notebook: NotebookNode, path: Path) -> None:
+    """The notebook as .ipynb."""
+    write_text(path, nbformat.writes(notebook) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """``text`` in ``path``, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
+def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = None, in_place: bool = False,
+                say: Callable[..., Any] = print, folder: Path | None = None) -> bool:
+    """Run the notebooks in order; True if all went well, False after the first that fails.
+
+    output: where each is written as notebook and as page, by default walkthrough/ beside the notebooks' folder.
+    in_place: also update the notebooks themselves, those that went well.
+    say: receives each line of progress, and the source and traceback of a cell that fails.
+    """
+    folder = notebook_folder() if folder is None else folder
+    output = folder.parent / "walkthrough" if output is None else output
+    chosen = find_notebooks(folder, only)
+    say(f"Running {len(chosen)} notebooks (profile {profile}) ...")
+    for path in chosen:
+        started = time.perf_counter()
+        notebook, trouble = execute(path, profile)
+        write_notebook(notebook, output / path.name)
+        write_page(notebook, output / f"{path.stem}.html")
+        if trouble:
+            say(f"  {path.stem} failed after {time.perf_counter() - started:.0f} s\n\n{trouble}\n")
+            say(f"What it showed until then is in {output / path.stem}.html; it can be mended with make lab.")
+            return False
+        if in_place:
+            write_notebook(tidy(notebook), path)
+        say(f"  {path.stem}  {time.perf_counter() - started:.0f} s")
+    say(f"\nOpen {output / chosen[0].stem}.html in a browser to read; make lab opens the notebooks to change and run.")
+    return True
