@@ -30,7 +30,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, take_images
+from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, inject_noise, take_images
 from ferlab.errors import FerlabError
 
 COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
@@ -82,6 +82,8 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     benchmark = _check(name, rule, size, splits, holdout, options)
     if noise is None and noise_rate:
         raise FerlabError(f"noise_rate {noise_rate} needs a kind of noise; choose one of {', '.join(NOISE_KINDS)}.")
+    if noise is not None:
+        inject_noise([0, 1], noise, noise_rate, 2)  # a wrong kind or rate is told before the long work
     if benchmark is None:
         from ferlab import rendered
 
@@ -189,7 +191,7 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"The label rule {rule!r} is for the votes of ferplus and fer2013; leave it out for {name}.")
     if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
         raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
-    if isinstance(splits, str) or not set(splits) <= set(SPLITS):
+    if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
         raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
     if not 0 <= holdout < 1:
         raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
@@ -202,7 +204,7 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
 
 
 def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
-    """What the files below ``root`` list for ``splits``, checked for missing images."""
+    """What the files below ``root`` list for ``splits``; each split that is there has a face with a label."""
     benchmark = _BENCHMARKS[name]
     expected = f"{name} expects there:\n{benchmark.tree}"
     if root is None:
@@ -725,7 +727,7 @@ def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | Non
         elif picture.mode == "F" and values.max() <= 1:
             values = values * 255
         picture = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
-    else:
+    elif box is None:  # a box is in the pixels as they are stored
         picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -781,7 +783,8 @@ def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, d
             except (OSError, ValueError, KeyError):
                 pass
             images = None  # damaged, or it lacks what can be read by now: pack once more
-            path.unlink()
+            with suppress(OSError):
+                path.unlink()
         else:
             raise FerlabError(f"{path} cannot be read back; is the disk sound? Give another folder as cache.")
         for old in path.parent.glob(f"{home}-*"):  # of the same data set before it was changed
