@@ -89,7 +89,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
 
         wanted = dict(options) if size is None else {**options, "size": size}
         loaded = rendered.load(cache=cache, progress=progress, **wanted)
-        found = dict(zip(SPLITS, loaded))
+        found = {split: faces for split, faces in zip(SPLITS, loaded) if faces is not None}
     else:
         ask = _Ask(name, rule, skip_bad, cache, progress)
         found = {}
@@ -97,7 +97,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
             found[rows.split] = _face_set(rows, benchmark, size or benchmark.size, ask)
         if holdout:
             found = _hold_out(found, name, holdout, holdout_seed)
-    if noise is not None and found.get("train") is not None:
+    if noise is not None and "train" in found:
         found["train"] = found["train"].with_noise(noise, noise_rate, noise_seed)
     return Splits(*(found.get(split) if split in splits else None for split in SPLITS))
 
