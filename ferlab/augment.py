@@ -13,8 +13,9 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     """Randomly changed copies of standardised faces [B, 3, H, W], each image by its own draw.
 
     Always: horizontal flip with probability 1/2. Times ``strength`` (0 = none, 1 = usual): rotation within 12 degrees,
-    zoom within 12 %, shift within 8 % of the width, contrast and brightness within 25 %, and, in a half of the images,
-    one erased square of 15-40 % of the width (Zhong et al., Random Erasing, AAAI 2020). The generator lies on the CPU.
+    zoom within 12 %, shift within 8 % of the width, contrast within 25 %, brightness within half a standard deviation,
+    and, in a half of the images, one square of 15-40 % of the width erased to 0 (Zhong et al., Random Erasing, AAAI
+    2020). The generator lies on the CPU.
     """
     batch, _, height, width = images.shape
 

@@ -68,12 +68,11 @@ def batch_statistics_untouched(network: nn.Module) -> Iterator[None]:
 
     Masked copies have other statistics than the faces that inference sees.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True

@@ -67,11 +67,14 @@ def relabelling_quality(
 ) -> dict:
     """How right the new labels are.
 
-    soft: [N, C] new labels; noisy: bool [N], the faces that were relabelled. ``right_if_wrong``: share of the relabelled
-    faces whose given label was wrong that now have their true label on top; ``right_if_clean``: share of those wrongly
-    suspected that keep it; ``recovered``: share of *all* wrong labels that are right after relabelling; ``right_after``:
-    share of all labels that are right now (clean ones keep theirs); ``divergence``: mean Jensen-Shannon divergence (bits,
-    lower = nearer) of the new labels from the raters' votes.
+    soft: [N, C] new labels; noisy: bool [N], the faces that were relabelled; given, truth: int [N], truth -1 = unknown.
+
+    right_if_wrong: share of the relabelled faces whose given label was wrong that now have their true label on top.
+    right_if_clean: share of those wrongly suspected that keep theirs.
+    recovered: share of *all* wrong labels that are right after relabelling.
+    right_after: share of all labels that are right now (clean ones keep theirs).
+    divergence: mean Jensen-Shannon divergence (bits, lower = nearer) of the new labels from the raters' votes.
+    Each is None where there is no face to count.
     """
     known = truth >= 0
     wrong = known & (given != truth)
@@ -82,8 +85,9 @@ def relabelling_quality(
         "recovered": _share(now == truth, wrong),
         "right_after": _share(now == truth, known),
     }
-    if votes is not None and noisy.any():
-        result["divergence"] = float(jensen_shannon(soft[noisy], votes[noisy]).mean())
+    if votes is not None:
+        rated = noisy & (votes.sum(1) > 0)
+        result["divergence"] = float(jensen_shannon(soft[rated], votes[rated]).mean()) if rated.any() else None
     return result
 
 

@@ -24,6 +24,12 @@ class TwoGaussians:
     high_std: float
     low_weight: float
 
+    def log_densities(self, values: np.ndarray) -> np.ndarray:
+        """Log of weight times density of the low and the high component, [2, N]."""
+        weight = np.array([[self.low_weight], [1 - self.low_weight]])
+        mean, std = np.array([[self.low], [self.high]]), np.array([[self.low_std], [self.high_std]])
+        return np.log(weight / (std * np.sqrt(2 * np.pi))) - 0.5 * ((values - mean) / std) ** 2
+
     def low_probability(self, values: np.ndarray) -> np.ndarray:
         """Posterior of the low component, [N] in [0, 1], never rising with the value.
 
@@ -35,12 +41,9 @@ class TwoGaussians:
         if abs(difference) > 1e-9 * precision.sum():
             vertex = (self.low * precision[0] - self.high * precision[1]) / difference
             values = np.maximum(values, vertex) if difference > 0 else np.minimum(values, vertex)
-        log_odds = (
-            np.log(self.low_weight / (1 - self.low_weight))
-            + np.log(self.high_std / self.low_std)
-            - 0.5 * (values - self.low) ** 2 * precision[0]
-            + 0.5 * (values - self.high) ** 2 * precision[1]
-        )
+        low, high = (values - self.low) / self.low_std, (values - self.high) / self.high_std
+        log_odds = np.log(self.low_weight / (1 - self.low_weight) * self.high_std / self.low_std)
+        log_odds = log_odds + 0.5 * (high - low) * (high + low)  # half the difference of their squares
         return 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
 
     @property
@@ -50,7 +53,7 @@ class TwoGaussians:
 
 
 def fit_two_gaussians(
-    values: np.ndarray, tied: bool = True, iterations: int = 200, tolerance: float = 1e-6
+    values: np.ndarray, tied: bool = True, iterations: int = 1000, tolerance: float = 1e-9
 ) -> TwoGaussians | None:
     """Maximum likelihood by expectation-maximisation, from a split at the mean; None where the values are all alike.
 
@@ -74,10 +77,10 @@ def fit_two_gaussians(
             variance[:] = (variance * weight).sum() / weight.sum()
         std = np.sqrt(np.maximum(variance, floor))
         weight = (weight / weight.sum()).clip(1e-9, 1 - 1e-9)
-        log_density = np.log(weight / std)[:, None] - 0.5 * ((values - mean[:, None]) / std[:, None]) ** 2
+        mixture = TwoGaussians(*mean.tolist(), *std.tolist(), float(weight[0]))
+        log_density = mixture.log_densities(values)
         total = np.logaddexp(*log_density)
         low_share = np.exp(log_density[0] - total)
-        mixture = TwoGaussians(mean[0], mean[1], std[0], std[1], weight[0])
         if abs(total.mean() - previous) < tolerance:
             break
         previous = total.mean()
@@ -92,14 +95,16 @@ class ClassMixture:
 
     scope: "class" fits a mixture to each given class's losses (the source's way); "shared" fits one to all of them.
     tied: both components share their variance. Untied ones are repaired to be monotone.
-    minimum: a class with fewer samples is not split by itself.
-    separation: nor is one whose components are closer than this (Ashman's D).
-    A class that is not split by itself takes the shared mixture if that one separates, and is all clean otherwise.
+    minimum: fewer samples are not split.
+    separation: nor are losses whose components are closer than this (Ashman's D), or which a single Gaussian explains
+    as well (Bayesian information criterion).
+    In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
+    does not separate.
 
     After ``fit``:
     clean_probability: float64 [N] in [0, 1], higher = cleaner, never rising with the loss within a class.
-    mixtures: {class: TwoGaussians or None}; shared: TwoGaussians or None.
-    status: {class: "split", "shared", "too small", "not separated"}, the last two meaning all clean.
+    mixtures: {class: TwoGaussians or None where it is not split}.
+    status: {class: "split", "shared" (split by the shared mixture), "too small" or "not separated"}.
     """
 
     def __init__(
@@ -116,34 +121,38 @@ class ClassMixture:
     def fit(self, losses, labels) -> ClassMixture:
         """Fit to losses [N] (any finite score that is higher for wrong labels) and given labels int [N].
 
-        Losses of +inf or NaN count as the highest finite loss. Raises FerlabError if the lengths differ.
+        Losses of +inf or NaN count as the highest finite loss, -inf as the lowest. Raises FerlabError if the lengths
+        differ.
         """
         losses, labels = np.array(losses, dtype=np.float64), np.asarray(labels)
         if losses.shape != labels.shape or losses.ndim != 1:
             raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
-        finite = np.isfinite(losses)
-        losses[~finite] = losses[finite].max() if finite.any() else 0.0
-        self.shared = self._separated(fit_two_gaussians(losses, self.tied)) if len(losses) >= self.minimum else None
+        finite = losses[np.isfinite(losses)]
+        lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+        losses = np.nan_to_num(losses, nan=highest, posinf=highest, neginf=lowest)
         self.mixtures: dict[int, TwoGaussians | None] = {}
         self.status: dict[int, str] = {}
         self.clean_probability = np.ones(len(losses))
+        shared = self._split(losses) if self.scope == "shared" else None
         for c in np.unique(labels).tolist():
             mine = labels == c
-            mixture, status = self._class_mixture(losses[mine])
+            mixture, status = shared or self._split(losses[mine])
             self.mixtures[c], self.status[c] = mixture, status
             if mixture is not None:
                 self.clean_probability[mine] = mixture.low_probability(losses[mine])
         return self
 
-    def _class_mixture(self, losses: np.ndarray) -> tuple[TwoGaussians | None, str]:
-        if self.scope == "shared":
-            return self.shared, "shared" if self.shared else "not separated"
+    def _split(self, losses: np.ndarray) -> tuple[TwoGaussians | None, str]:
+        """The mixture of some losses and the status; None where they are too few, or where two are not called for."""
         if len(losses) < self.minimum:
-            return self.shared, "shared" if self.shared else "too small"
-        mixture = self._separated(fit_two_gaussians(losses, self.tied))
-        if mixture is not None:
-            return mixture, "split"
-        return self.shared, "shared" if self.shared else "not separated"
-
-    def _separated(self, mixture: TwoGaussians | None) -> TwoGaussians | None:
-        return mixture if mixture is not None and mixture.separation >= self.separation else None
+            return None, "too small"
+        losses = np.sort(losses)
+        mixture = fit_two_gaussians(losses, self.tied)
+        if mixture is None or mixture.separation < self.separation:
+            return None, "not separated"
+        two = np.logaddexp(*mixture.log_densities(losses)).sum()
+        one = -0.5 * len(losses) * (np.log(2 * np.pi * losses.var()) + 1)
+        penalty = 0.5 * (2 if self.tied else 3) * np.log(len(losses))
+        if two - one < penalty:
+            return None, "not separated"
+        return mixture, "shared" if self.scope == "shared" else "split"

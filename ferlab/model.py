@@ -1,4 +1,4 @@
-"""The network of DR-FER: a ResNet trunk, a Global Branch, a Local Branch of attention maps, a decoder, one classifier."""
+"""The network of DR-FER: ResNet trunk, Global Branch, Local Branch of attention maps, decoder, one classifier."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
 
 
 def small_resnet(blocks: tuple[int, int, int, int], widths: tuple[int, ...] = (32, 64, 128, 256)):
-    """A ResNet for faces of about 48 pixels on a CPU: stem of stride 2, stages 1-3 as trunk, stage 4; and their widths."""
+    """A ResNet for faces of about 48 pixels on a CPU: (stem and stages 1-3, stage 4, width of stage 3, of stage 4)."""
     stages, channels = [], widths[0]
     for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
         layers = []
@@ -68,7 +68,12 @@ def small_resnet(blocks: tuple[int, int, int, int], widths: tuple[int, ...] = (3
 def _torchvision_resnet(name: str, weights: str | None):
     import torchvision
 
-    net = getattr(torchvision.models, name)(weights="DEFAULT" if weights == "torchvision" else None)
+    try:
+        net = getattr(torchvision.models, name)(weights="DEFAULT" if weights == "torchvision" else None)
+    except (OSError, RuntimeError) as error:
+        raise FerlabError(
+            f"torchvision's weights of {name} could not be fetched ({error}): go online once, or give a file."
+        ) from error
     if weights not in (None, "torchvision"):
         load_backbone_weights(net, Path(weights))
     stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
@@ -125,7 +130,7 @@ class DRFER(nn.Module):
         self.size, self.num_classes = config.size, num_classes
         if config.backbone in ("small", "small18"):
             if config.weights is not None:
-                raise FerlabError(f'weights={config.weights!r} needs a torchvision backbone: choose backbone="resnet18".')
+                raise FerlabError(f'weights={config.weights!r} need torchvision: choose backbone="resnet18".')
             blocks = (1, 1, 1, 1) if config.backbone == "small" else (2, 2, 2, 2)
             self.trunk, self.stage4, width3, width4 = small_resnet(blocks)
         elif config.backbone in BACKBONES:
@@ -169,7 +174,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     """Fill a torchvision ResNet from a checkpoint of a ResNet of the same depth (ImageNet, face recognition).
 
     The file is read without running code. Wrappings ("state_dict", "module.", "backbone.") are taken off and heads are
-    ignored. Raises FerlabError if the file is missing or unreadable, or if any trunk weight is absent or of another shape.
+    ignored. Raises FerlabError if the file is missing or unreadable, or if another weight is absent or misshapen.
     """
     if not path.is_file():
         raise FerlabError(f"There is no weights file at {path}: give the path of a .pth or .safetensors checkpoint.")
@@ -186,12 +191,15 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
         ) from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
+    if not isinstance(state, dict):
+        raise FerlabError(f"{path} holds no weights by name: save the network's state_dict with torch.save.")
     plain = {}
     for key, value in state.items():
         for prefix in ("module.", "backbone.", "encoder."):
             key = key.removeprefix(prefix)
         plain[key] = value
     wanted = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
+    plain = {key: value for key, value in plain.items() if isinstance(value, Tensor)}
     missing = [k for k in wanted if k not in plain and not k.endswith("num_batches_tracked")]
     misshapen = [k for k in wanted if k in plain and plain[k].shape != wanted[k].shape]
     if missing or misshapen:

@@ -7,6 +7,7 @@ plain AP has the share of the class as its chance level, so big classes win on p
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,73 +35,108 @@ def class_average_precision(
     queries: [Q, D]; gallery: [N, D]; gallery_labels: int [N] in [0, num_classes).
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
     balanced: every item weighs 1 / n_c in the precision, so that each class has the same chance level, 1 / C.
-    chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / C if balanced); then it can be negative.
+    chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / classes in the gallery if balanced), or with
+    top_k about the mean AP of random rankings; it can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.
     chunk: queries ranked at a time; memory grows with chunk x N, not Q x N.
 
     Raises FerlabError for an empty gallery, labels out of range, or embeddings that are not finite or do not match.
     """
     queries, gallery = (torch.as_tensor(a) for a in (queries, gallery))
+    if not queries.dtype == gallery.dtype == torch.float64:
+        queries, gallery = queries.float(), gallery.float()
     labels = torch.as_tensor(gallery_labels, device=gallery.device).long()
-    _check(queries, gallery, labels, num_classes)
+    _check(queries, gallery, labels, num_classes, top_k)
     counts = torch.bincount(labels, minlength=num_classes)  # [C]
     excluded = None if exclude is None else torch.as_tensor(exclude, device=gallery.device).long()
     parts = []
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ gallery.T  # [b, N]
-        members = counts.expand(len(similarity), -1)  # [b, C]
+        members = counts.repeat(len(similarity), 1)  # [b, C]
         if excluded is not None:
             own = excluded[start : start + chunk]
             row = (own >= 0).nonzero().squeeze(1)
             similarity[row, own[row]] = -torch.inf
-            members = members.clone()
             members[row, labels[own[row]]] -= 1
-        parts.append(_ranked_average_precision(similarity, labels, members, top_k, balanced))
-    precision = torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
-    if chance_corrected:
-        present = counts > 0
-        chance = present / present.sum() if balanced else counts / counts.sum()
-        precision = (precision - chance) / (1 - chance).clamp(min=1e-12)
-    return precision
+        depth = members.sum(1, keepdim=True).clamp(max=top_k or len(gallery))  # ranks to look at, [b, 1]
+        weight = 1 / members.clamp(min=1).double() if balanced else torch.ones_like(members, dtype=torch.float64)
+        rank = _sum_of_precision_numba if similarity.device.type == "cpu" else _sum_of_precision_torch
+        best = torch.minimum(members, depth).clamp(min=1)  # relevant items that the ranks can hold
+        precision = (rank(similarity, labels, weight, depth) / best).clamp(max=1)
+        if chance_corrected:
+            precision = _chance_corrected(precision, members, depth, balanced, top_k is not None)
+        parts.append(precision.to(gallery.dtype))
+    return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
 
 
-def _ranked_average_precision(
-    similarity: Tensor, labels: Tensor, members: Tensor, top_k: int | None, balanced: bool
-) -> Tensor:
-    """AP [b, C] of each class for similarities [b, N]; an item of similarity -inf does not take part."""
+@numba.njit
+def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragma: no cover (compiled)
+    """Adds to total [Q, C] the precision at each relevant item, rank by rank of the gallery in ``order`` [Q, N]."""
+    hits = np.zeros(total.shape[1])
+    for q in range(len(total)):
+        hits[:] = 0
+        retrieved = 0.0
+        first = 0
+        while first < depth[q, 0]:
+            after = first
+            while after < order.shape[1] and similarity[q, order[q, after]] == similarity[q, order[q, first]]:
+                c = labels[order[q, after]]
+                hits[c] += weight[q, c]
+                retrieved += weight[q, c]
+                after += 1
+            for rank in range(first, after):
+                c = labels[order[q, rank]]
+                total[q, c] += hits[c] / retrieved
+            first = after
+
+
+def _sum_of_precision_numba(similarity: Tensor, labels: Tensor, weight: Tensor, depth: Tensor) -> Tensor:
+    """Sum [b, C] of each class's precision at its items in the first ``depth`` [b, 1] ranks of similarity [b, N]."""
+    total = np.zeros(weight.shape)
+    order = np.argsort(-similarity.numpy(), axis=1)
+    _sum_of_precision(similarity.numpy(), order, labels.numpy(), weight.numpy(), depth.numpy(), total)
+    return torch.from_numpy(total)
+
+
+def _sum_of_precision_torch(similarity: Tensor, labels: Tensor, weight: Tensor, depth: Tensor) -> Tensor:
+    """The same without a loop over items, for a GPU."""
     ordered, order = similarity.sort(dim=1, descending=True)
-    if top_k is not None and top_k < ordered.shape[1]:
-        taking_part = ordered >= ordered[:, top_k - 1 : top_k]
-        width = int(taking_part.sum(1).max())
-        ordered, order, taking_part = ordered[:, :width], order[:, :width], taking_part[:, :width]
-    else:
-        taking_part = ordered > -torch.inf
-    ranked = labels[order]  # [b, M]
-    last = torch.ones_like(taking_part)
+    taking_part = ordered >= ordered.gather(1, depth.clamp(min=1) - 1)
+    taking_part &= ordered > -torch.inf
+    width = int(taking_part.sum(1).max())
+    ordered, taking_part, ranked = ordered[:, :width], taking_part[:, :width], labels[order[:, :width]]
+    last = torch.ones_like(taking_part)  # of a run of equals
     last[:, :-1] = ordered[:, :-1] != ordered[:, 1:]
-    tied = not bool(last.all())
-    if tied:  # the last position of each item's group of equals
-        position = torch.arange(last.shape[1], device=last.device).expand_as(ranked)
-        last_position = torch.where(last, position, last.shape[1])
-        group_end = last_position.flip(1).cummin(1).values.flip(1)
-
-    def up_to_rank(value: Tensor) -> Tensor:
-        total = value.cumsum(1, dtype=torch.float64 if balanced else torch.float32)
-        return total.gather(1, group_end) if tied else total
-
-    weight = 1 / members.clamp(min=1).double() if balanced else torch.ones_like(members, dtype=torch.float32)
+    position = torch.arange(width, device=last.device).expand_as(last)
+    run_end = torch.where(last, position, width).flip(1).cummin(1).values.flip(1)
     item_weight = weight.gather(1, ranked) * taking_part
-    retrieved = up_to_rank(item_weight).clamp(min=1e-12)
-    precision = torch.zeros(members.shape, dtype=torch.float64, device=similarity.device)
-    for c in range(members.shape[1]):
+    retrieved = item_weight.cumsum(1).gather(1, run_end)
+    total = torch.zeros_like(weight)
+    for c in range(weight.shape[1]):
         relevant = (ranked == c) & taking_part
-        hits = up_to_rank(relevant) * weight[:, c : c + 1]
-        precision[:, c] = (hits / retrieved * relevant).sum(1, dtype=torch.float64)
-    depth = members.clamp(max=top_k) if top_k is not None else members
-    return (precision / depth.clamp(min=1)).clamp(max=1).to(similarity.dtype)
+        hits = (item_weight * relevant).cumsum(1).gather(1, run_end)
+        total[:, c] = (hits / retrieved.clamp(min=1e-12) * relevant).sum(1)
+    return total
 
 
-def _check(queries: Tensor, gallery: Tensor, labels: Tensor, num_classes: int) -> None:
+def _chance_corrected(precision: Tensor, members: Tensor, depth: Tensor, balanced: bool, cut: bool) -> Tensor:
+    """(AP - chance) / (1 - chance); 0 for a class that is the whole gallery.
+
+    In a random ranking every rank holds an item of class c with probability n_c / N. The precision there is the chance
+    level of the whole ranking, and more in the first ranks, where the item itself is much of what was retrieved.
+    """
+    present = members > 0
+    share = members / members.sum(1, keepdim=True).clamp(min=1)
+    chance = present / present.sum(1, keepdim=True).clamp(min=1) if balanced else share.clone()
+    if cut:
+        harmonic = torch.arange(1, int(depth.max()) + 1, device=depth.device).double().reciprocal().cumsum(0)
+        mean_share = harmonic[depth.clamp(min=1) - 1] / depth.clamp(min=1)  # of the item itself, over the ranks
+        found = share * depth / torch.minimum(members, depth).clamp(min=1)
+        chance = (chance + (1 - chance) * mean_share) * found
+    return torch.where(chance < 1, (precision - chance) / (1 - chance).clamp(min=1e-12), 0.0)
+
+
+def _check(queries: Tensor, gallery: Tensor, labels: Tensor, num_classes: int, top_k: int | None) -> None:
     if not len(gallery):
         raise FerlabError("The gallery is empty: no face was found clean; lower the threshold or split later.")
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or len(labels) != len(gallery):
@@ -110,6 +146,8 @@ def _check(queries: Tensor, gallery: Tensor, labels: Tensor, num_classes: int) -
         )
     if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         raise FerlabError(f"Gallery labels span {int(labels.min())}..{int(labels.max())}: give 0..{num_classes - 1}.")
+    if top_k is not None and top_k < 1:
+        raise FerlabError(f"top_k is {top_k}: give at least 1, or None for the whole ranking.")
     if not (bool(torch.isfinite(queries).all()) and bool(torch.isfinite(gallery).all())):
         raise FerlabError("An embedding is not finite: the training has diverged; lower the learning rate.")
 

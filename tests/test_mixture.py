@@ -1,0 +1,159 @@
+"""The class-wise loss mixture against planted mixtures, scikit-learn's, and its own promises."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+from sklearn.mixture import GaussianMixture
+
+from ferlab.errors import FerlabError
+from ferlab.mixture import ClassMixture, TwoGaussians, fit_two_gaussians
+
+
+def planted(rng, count=4000, low=0.3, high=2.5, low_std=0.3, high_std=0.3, low_weight=0.7):
+    """Losses of count samples, and which are of the low component."""
+    clean = rng.random(count) < low_weight
+    return np.where(clean, rng.normal(low, low_std, count), rng.normal(high, high_std, count)), clean
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("low_weight", [0.2, 0.5, 0.9])
+def test_planted_means_spreads_and_weights_are_recovered(tied, low_weight):
+    high_std = 0.3 if tied else 0.8
+    losses, clean = planted(np.random.default_rng(0), high_std=high_std, low_weight=low_weight)
+    mixture = fit_two_gaussians(losses, tied)
+    assert mixture.low == pytest.approx(losses[clean].mean(), abs=0.03)
+    assert mixture.high == pytest.approx(losses[~clean].mean(), abs=0.08)
+    assert mixture.low_std == pytest.approx(0.3, abs=0.03) and mixture.high_std == pytest.approx(high_std, abs=0.08)
+    assert mixture.low_weight == pytest.approx(clean.mean(), abs=0.02)
+    assert ((mixture.low_probability(losses) >= 0.5) == clean).mean() > 0.97
+
+
+@pytest.mark.parametrize("tied, separation", [(True, 2.0), (True, 3.0), (True, 5.0), (False, 3.0), (False, 5.0)])
+def test_posterior_is_scikit_learns(tied, separation):
+    for seed in range(3):
+        losses, _ = planted(np.random.default_rng(seed), 1000, 0, separation, 1, 1)
+        theirs = GaussianMixture(2, covariance_type="tied" if tied else "full", tol=1e-10, max_iter=20_000,
+                                 reg_covar=0, random_state=0).fit(losses[:, None])
+        posterior = theirs.predict_proba(losses[:, None])[:, theirs.means_[:, 0].argmin()]
+        mixture = fit_two_gaussians(losses, tied)
+        log_densities = mixture.log_densities(losses)
+        total = np.logaddexp(*log_densities)
+        assert total.mean() == pytest.approx(theirs.score(losses[:, None]), abs=1e-6)
+        assert np.abs(np.exp(log_densities[0] - total) - posterior).max() < 0.005
+        # between the means, and with tied variances everywhere, there is nothing to repair
+        middle = (losses >= mixture.low) & (losses <= mixture.high) | tied
+        assert np.abs(mixture.low_probability(losses) - posterior)[middle].max() < 0.005
+
+
+@settings(max_examples=200, deadline=None)
+@given(low=st.floats(-3, 3), gap=st.floats(0, 10), low_std=st.floats(1e-3, 5), high_std=st.floats(1e-3, 5),
+       weight=st.floats(0.01, 0.99))
+def test_clean_probability_never_rises_with_the_loss(low, gap, low_std, high_std, weight):
+    mixture = TwoGaussians(low, low + gap, low_std, high_std, weight)
+    values = np.linspace(low - 30, low + gap + 30, 2001)
+    probability = mixture.low_probability(values)
+    assert (np.diff(probability) <= 1e-12).all() and probability.min() >= 0 and probability.max() <= 1
+    # where no tail is repaired it is Bayes' rule
+    between = np.linspace(low, low + gap, 50)
+    clean, wrong = weight * norm.pdf(between, low, low_std), (1 - weight) * norm.pdf(between, low + gap, high_std)
+    told = clean + wrong > 1e-200
+    assert np.allclose(mixture.low_probability(between)[told], clean[told] / (clean + wrong)[told], atol=1e-6)
+
+
+@pytest.mark.parametrize("low_std, high_std", [(0.05, 1.5), (1.0, 0.05)])
+def test_untied_tails_are_repaired_within_a_class(low_std, high_std):
+    losses, _ = planted(np.random.default_rng(1), 3000, 0, 2.5, low_std, high_std)
+    labels = np.arange(3000) % 2
+    fitted = ClassMixture(tied=False).fit(losses, labels)
+    for c in (0, 1):
+        assert fitted.status[c] == "split"
+        mixture, mine = fitted.mixtures[c], np.sort(losses[labels == c])
+        bayes = np.exp(mixture.log_densities(mine)[0] - np.logaddexp(*mixture.log_densities(mine)))
+        assert np.diff(bayes).max() > 1e-3  # Bayes' rule alone would have risen
+        ordered = fitted.clean_probability[labels == c][losses[labels == c].argsort()]
+        assert np.diff(ordered).max() <= 1e-12
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from(["class", "shared"]))
+def test_result_does_not_depend_on_the_order_of_samples(seed, tied, scope):
+    rng = np.random.default_rng(seed)
+    losses, _ = planted(rng, 300, high=rng.uniform(0.5, 3), high_std=rng.uniform(0.1, 1))
+    labels, order = rng.integers(3, size=300), rng.permutation(300)
+    first = ClassMixture(scope, tied).fit(losses, labels)
+    second = ClassMixture(scope, tied).fit(losses[order], labels[order])
+    assert np.array_equal(first.clean_probability[order], second.clean_probability)
+    assert first.status == second.status
+
+
+def test_each_class_has_a_mixture_of_its_own():
+    rng = np.random.default_rng(2)
+    easy, easy_clean = planted(rng, 1000, low=0.1, high=1.0, low_std=0.1, high_std=0.1)
+    hard, hard_clean = planted(rng, 1000, low=1.2, high=3.0, low_std=0.2, high_std=0.2)  # clean where easy is wrong
+    losses, clean, labels = np.r_[easy, hard], np.r_[easy_clean, hard_clean], np.repeat([4, 7], 1000)
+    own = ClassMixture().fit(losses, labels)
+    assert own.status == {4: "split", 7: "split"}
+    assert ((own.clean_probability >= 0.5) == clean).mean() > 0.99
+    shared = ClassMixture("shared").fit(losses, labels)
+    assert shared.status == {4: "shared", 7: "shared"} and shared.mixtures[4] is shared.mixtures[7]
+    expected = fit_two_gaussians(losses).low_probability(losses)
+    assert np.array_equal(shared.clean_probability, expected)
+    assert ((shared.clean_probability >= 0.5) == clean).mean() < 0.9
+
+
+def not_to_be_split():
+    """Losses that must not be split by force, and the status that says so."""
+    rng = np.random.default_rng(3)
+    return {
+        "too few": (planted(rng, 29)[0], "too small"), "one sample": (np.array([1.0]), "too small"),
+        "all alike": (np.full(500, 0.7), "not separated"), "zeros": (np.zeros(500), "not separated"),
+        "alike but for rounding": (0.7 + 1e-12 * rng.random(500), "not separated"),
+        "not a number": (np.full(500, np.nan), "not separated"), "infinite": (np.full(500, np.inf), "not separated"),
+        **{f"one Gaussian of {n}": (rng.normal(size=n), "not separated") for n in (100, 300, 3000)},
+    }
+
+
+@pytest.mark.parametrize("case", not_to_be_split())
+@pytest.mark.parametrize("scope", ["class", "shared"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_losses_that_do_not_separate_stay_clean(case, scope, tied):
+    losses, status = not_to_be_split()[case]
+    fitted = ClassMixture(scope, tied).fit(losses, np.zeros(len(losses), int))
+    assert fitted.status == {0: status} and fitted.mixtures == {0: None}
+    assert np.array_equal(fitted.clean_probability, np.ones(len(losses)))
+
+
+def test_a_class_that_is_not_split_stays_clean_beside_classes_that_are():
+    rng = np.random.default_rng(4)
+    split, few, alike = planted(rng, 600)[0], np.linspace(0, 5, 20), np.full(100, 2.0)
+    labels = np.repeat([0, 1, 2], [600, 20, 100])
+    fitted = ClassMixture().fit(np.r_[split, few, alike], labels)
+    assert fitted.status == {0: "split", 1: "too small", 2: "not separated"}
+    assert (fitted.clean_probability[labels > 0] == 1).all() and fitted.clean_probability[labels == 0].min() < 0.01
+
+
+def test_losses_that_are_not_finite_count_as_the_extremes():
+    losses, _ = planted(np.random.default_rng(5), 400)
+    losses[:4] = np.nan, np.inf, losses.max(), -np.inf
+    fitted = ClassMixture().fit(losses, np.zeros(400, int))
+    worst = fitted.clean_probability.min()
+    assert fitted.status == {0: "split"} and np.isfinite(fitted.clean_probability).all()
+    assert (fitted.clean_probability[:3] == worst).all() and fitted.clean_probability[3] > 0.99
+
+
+@pytest.mark.parametrize("factor, offset", [(1e-4, 0), (1e4, 0), (1, 1e4), (1, -50)])
+def test_units_of_the_losses_do_not_matter(factor, offset):
+    losses, _ = planted(np.random.default_rng(6), 500)
+    labels = np.zeros(500, int)
+    first, second = ClassMixture().fit(losses, labels), ClassMixture().fit(losses * factor + offset, labels)
+    assert np.allclose(first.clean_probability, second.clean_probability, atol=1e-5)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(FerlabError, match="do not match"):
+        ClassMixture().fit(np.zeros(4), np.zeros(5, int))
+    with pytest.raises(FerlabError, match="scope"):
+        ClassMixture("all")
+    assert len(ClassMixture().fit(np.zeros(0), np.zeros(0, int)).clean_probability) == 0
