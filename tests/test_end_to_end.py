@@ -1,0 +1,245 @@
+"""Train, evaluate and resume, as a user would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import fakes
+import numpy as np
+import pytest
+import torch
+
+import ferlab as package
+from ferlab import benchmarks, training
+from ferlab.config import profile
+from ferlab.data import FaceSet
+from ferlab.errors import FerlabError
+from ferlab.evaluation import evaluate
+from ferlab.runs import Run
+
+
+@pytest.fixture(scope="module")
+def toy_run(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of DR-FER on the toy faces, with wrong labels."""
+    directory = tmp_path_factory.mktemp("runs") / "toy"
+    splits = benchmarks.load("folder", toy_faces, noise="symmetric", noise_rate=0.2)
+    training.train(profile("smoke", epochs=8, warm_up=5, interval=2, batch_size=16), splits, directory)
+    return directory
+
+
+def test_train_evaluate_and_read_the_scores(ferlab, toy_faces: Path, tmp_path: Path):
+    run, report = tmp_path / "run", tmp_path / "scores" / "test.json"
+    outcome = ferlab("train", "--data", "folder", "--root", toy_faces, "--run", run, "--profile", "smoke",
+                     "--noise", "symmetric", "--noise-rate", 0.2, "--set", "batch_size=16", "--set", "epochs=6",
+                     "--set", "warm_up=4", "--set", "interval=1")
+    assert outcome.code == 0, outcome.err
+    assert sum(line.startswith("epoch ") for line in outcome.out.splitlines()) == 6
+    assert f"ferlab evaluate --run {run} --split test" in outcome.out
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint.pt", "config.json", "data.json", "environment.json", "metrics.jsonl", "state_train.npz"}
+
+    outcome = ferlab("evaluate", "--run", run, "--json", report)  # data set, root and rule are the run's
+    assert outcome.code == 0, outcome.err
+    scores = json.loads(report.read_text())
+    assert (scores["data"], scores["split"], scores["faces"]) == ("folder", "test", 30)
+    assert scores["classes"] == ["high", "low", "middle"] and scores["note"] == ""
+    matrix = np.array(scores["confusion_matrix"])
+    assert matrix.sum() == 30 and scores["accuracy"] == pytest.approx(matrix.trace() / 30)
+    assert scores["mean_class_accuracy"] == pytest.approx(np.mean(list(scores["recall"].values())))
+    assert scores["accuracy"] > 0.6  # chance is 0.33
+    assert scores["run"]["settings"]["epochs"] == 6 and scores["run"]["data"]["noise"] == "symmetric"
+    assert {"macro_f1", "counts", "environment", "rule"} <= scores.keys()
+    assert f"accuracy {100 * scores['accuracy']:.1f} %" in outcome.out
+
+
+def test_training_again_after_the_end_changes_nothing(ferlab, toy_faces: Path, tmp_path: Path):
+    command = ("train", "--data", "folder", "--root", toy_faces, "--run", tmp_path / "run", "--profile", "smoke",
+               "--method", "plain", "--set", "epochs=1")
+    assert ferlab(*command).code == 0
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    outcome = ferlab(*command)
+    assert outcome.code == 0 and "epoch 1" not in outcome.out
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["plain", "drfer"])
+def test_interrupted_training_ends_as_an_unbroken_one(method: str, toy_faces: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # bit-exact on a CPU only
+    splits = benchmarks.load("folder", toy_faces, noise="symmetric", noise_rate=0.2)
+    config = profile("smoke", method=method, epochs=5, warm_up=2, interval=1, batch_size=32)
+    training.train(config, splits, tmp_path / "unbroken")
+
+    trainer = training.Trainer(config, splits, Run(tmp_path / "broken"))
+    loss, calls = trainer.method.loss, iter(range(100))
+
+    def interrupted(*arguments):
+        if next(calls) == 10:  # three batches an epoch, so in the midst of the fourth
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    monkeypatch.setattr(trainer.method, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert len(Run(tmp_path / "broken").metrics) == 3
+    training.train(config, splits, tmp_path / "broken")
+
+    whole, mended = Run(tmp_path / "unbroken"), Run(tmp_path / "broken")
+    assert_same(whole.read_checkpoint(), mended.read_checkpoint())
+    assert_same(whole.state(), mended.state())
+    for one, other in zip(whole.metrics, mended.metrics, strict=True):
+        one.pop("seconds"), other.pop("seconds")
+        assert one == other
+
+
+def assert_same(one, other, where: str = "checkpoint") -> None:
+    """Every tensor, number and string at the same place is the same, to the bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def test_evaluation_needs_only_the_test_images_and_the_votes(ferlab, tmp_path: Path):
+    whole = fakes.fer(tmp_path / "ferplus")
+    only_test = fakes.fer(tmp_path / "only_test", images=("test",))
+    run = tmp_path / "run"
+    outcome = ferlab("train", "--data", "ferplus", "--root", whole, "--run", run, "--profile", "smoke",
+                     "--method", "plain")
+    assert outcome.code == 0, outcome.err
+    for rule in ("majority", "argmax", "distribution"):
+        report = tmp_path / f"{rule}.json"
+        outcome = ferlab("evaluate", "--run", run, "--data", "ferplus", "--root", only_test, "--rule", rule,
+                         "--json", report)
+        assert outcome.code == 0, outcome.err
+        scores = json.loads(report.read_text())
+        assert scores["rule"] == rule and scores["faces"] == 16
+        assert 0 < scores["divergence"] < 1
+    outcome = ferlab("evaluate", "--run", run, "--root", only_test, "--split", "valid")
+    assert outcome.code == 2 and "valid" in outcome.err
+
+
+def test_held_out_faces_are_found_again(ferlab, tmp_path: Path):
+    root, run = fakes.rafdb(tmp_path / "rafdb", train=28), tmp_path / "run"
+    outcome = ferlab("train", "--data", "rafdb", "--root", root, "--run", run, "--profile", "smoke",
+                     "--method", "plain", "--holdout", 0.25, "--set", "epochs=1")
+    assert outcome.code == 0, outcome.err
+    outcome = ferlab("evaluate", "--run", run, "--split", "valid", "--json", tmp_path / "valid.json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "valid.json").read_text())["faces"] == 7
+
+
+# ------------------------------------------------------------------------------------------------- the recogniser
+
+def test_recogniser_predicts_grey_and_colour_of_any_size(toy_run: Path):
+    recogniser = package.load_pretrained(toy_run)
+    rng = np.random.default_rng(0)
+    for shape in ((3, 32, 32), (3, 32, 32, 3), (3, 40, 56), (3, 100, 100, 3)):
+        probabilities = recogniser.predict(rng.integers(0, 256, shape, dtype=np.uint8))
+        assert probabilities.shape == (3, 3) and probabilities.dtype == np.float32
+        assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert recogniser.predict(np.zeros((0, 32, 32), np.uint8)).shape == (0, 3)
+    images = rng.integers(0, 256, (300, 32, 32), dtype=np.uint8)
+    whole = recogniser.predict(torch.from_numpy(images))
+    assert np.allclose(whole[:2], recogniser.predict(images[:2]), atol=1e-5)  # a face's answer is its own
+    for wrong in (images.astype(np.float32), images[0], np.zeros((32, 32, 3), np.uint8),
+                  np.zeros((2, 3, 32, 32), np.uint8)):
+        with pytest.raises(FerlabError):
+            recogniser.predict(wrong)
+
+
+def test_recogniser_is_the_averaged_network_of_the_run(toy_run: Path, toy_faces: Path):
+    recogniser, run = package.Recogniser.from_run(toy_run), Run(toy_run)
+    average = run.read_checkpoint()["average"]
+    assert all(torch.equal(value.cpu(), average[name]) for name, value in recogniser.network.state_dict().items())
+    test = benchmarks.load("folder", toy_faces).test
+    assert recogniser.classes == test.classes
+    assert (recogniser.predict(test.images).argmax(1) == test.labels).mean() > 0.6
+
+
+def test_recogniser_saved_in_one_file_answers_as_before(toy_run: Path, tmp_path: Path):
+    recogniser = package.load_pretrained(toy_run)
+    recogniser.save(tmp_path / "toy.pt")
+    assert (tmp_path / "toy.pt").stat().st_size < (toy_run / "checkpoint.pt").stat().st_size / 4
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+    again = package.load_pretrained(tmp_path / "toy.pt")
+    assert again.classes == recogniser.classes
+    assert np.allclose(again.predict(images), recogniser.predict(images), atol=0.02)
+
+
+def test_load_pretrained_tells_what_there_is(tmp_path: Path):
+    with pytest.raises(FerlabError, match="ferlab train"):
+        package.load_pretrained("no such thing")
+    with pytest.raises(FerlabError, match="no config.json"):
+        package.load_pretrained(tmp_path)
+    (tmp_path / "noise.pt").write_bytes(b"noise")
+    with pytest.raises(FerlabError, match="no recogniser"):
+        package.load_pretrained(tmp_path / "noise.pt")
+
+
+# -------------------------------------------------------------------------------------------------- class matching
+
+def perfect(classes: tuple[str, ...], order: tuple[str, ...] = ()) -> SimpleNamespace:
+    """A recogniser that reads the class, its place in ``order``, from a face's first pixel."""
+    order = order or classes
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        probabilities = np.full((len(images), len(classes)), 0.01, np.float32)
+        for row, number in zip(probabilities, images[:, 0, 0], strict=True):
+            row[classes.index(order[number]) if order[number] in classes else 0] = 0.9
+        return probabilities / probabilities.sum(1, keepdims=True)
+
+    return SimpleNamespace(classes=classes, predict=predict, about={}, config=profile("smoke"))
+
+
+def marked(classes: tuple[str, ...], labels: list[int], **more) -> FaceSet:
+    """Faces that carry the number of their class in every pixel."""
+    images = np.array(labels, np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    return FaceSet(images, np.array(labels), classes, dataset="marked", split="test", **more)
+
+
+def test_classes_are_matched_by_name_not_by_place():
+    classes = ("fear", "happy", "Sad", "neutral")
+    faces = marked(classes, [0, 1, 1, 2, 3, 3, 3])
+    known = ("neutral", "happiness", "sadness", "fear")
+    scores = evaluate(perfect(known, ("fear", "happiness", "sadness", "neutral")), faces)
+    assert scores["accuracy"] == 1 and scores["classes"] == list(known) and scores["note"] == ""
+    assert scores["counts"] == {"neutral": 3, "happiness": 2, "sadness": 1, "fear": 1}
+
+
+def test_faces_of_classes_that_the_recogniser_lacks_are_left_out_and_told():
+    faces = marked(("neutral", "contempt", "anger"), [0, 0, 1, 2], votes=np.eye(3)[[0, 0, 1, 2]])
+    scores = evaluate(perfect(("anger", "neutral"), faces.classes), faces)
+    assert scores["faces"] == 3 and scores["accuracy"] == 1 and "divergence" in scores
+    assert "1 faces are left out" in scores["note"] and "contempt" in scores["note"]
+
+
+def test_classes_that_the_data_lack_cannot_be_chosen():
+    faces = marked(("neutral", "anger"), [0, 1, 1])
+    scores = evaluate(perfect(("contempt", "neutral", "anger"), ("neutral", "contempt")), faces)
+    assert scores["classes"] == ["neutral", "anger"]
+    assert np.sum(scores["confusion_matrix"]) == 3 and "contempt" in scores["note"]
+
+
+def test_unrelated_classes_are_refused():
+    with pytest.raises(FerlabError, match="no class is the same"):
+        evaluate(perfect(("a", "b")), marked(("c", "d"), [0, 1]))
+
+
+def test_scores_are_against_the_truth_unless_the_given_labels_are_asked_for():
+    faces = marked(("anger", "fear"), [0, 1, 1, 1], truth=np.array([0, 0, 1, -1]))
+    recogniser = perfect(("anger", "fear"))
+    assert evaluate(recogniser, faces)["accuracy"] == pytest.approx(2 / 3)  # the unknown one does not count
+    assert evaluate(recogniser, faces, against="given")["accuracy"] == 1
