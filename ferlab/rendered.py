@@ -20,12 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 
-VERSION = 1                       # part of the cache key: raise it whenever the same arguments give other bytes
+VERSION = 2                       # part of the cache key: raise it whenever the same arguments give other bytes
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
 FACES_PER_IDENTITY = 6
@@ -36,19 +37,19 @@ ASSET = Path(__file__).parent / "assets" / "head.npz"
 PROTOTYPES = {
     "neutral": [(1.0, "")],
     "happiness": [
-        (0.55, "mouthSmile_ 1 cheekSquint_ .8 eyeSquint_ .15 mouthUpperUp_ .35 mouthDimple_ .2 jawOpen .14"),
-        (0.45, "mouthSmile_ 1 cheekSquint_ .9 eyeSquint_ .25 mouthUpperUp_ .55 mouthLowerDown_ .35 jawOpen .3")],
+        (0.55, "mouthSmile_ 1.05 cheekSquint_ .7 eyeSquint_ .1 mouthUpperUp_ .45 mouthLowerDown_ .15 jawOpen .14"),
+        (0.45, "mouthSmile_ 1.05 cheekSquint_ .8 eyeSquint_ .15 mouthUpperUp_ .55 mouthLowerDown_ .35 jawOpen .3")],
     "surprise": [
-        (0.7, "browInnerUp 1 browOuterUp_ 1 eyeWide_ .9 jawOpen .6 mouthFunnel .35"),
-        (0.3, "browInnerUp 1 browOuterUp_ 1.1 eyeWide_ .8 jawOpen .25 mouthPucker .25")],
+        (0.7, "browInnerUp 1 browOuterUp_ 1 eyeWide_ .9 jawOpen .75 mouthFunnel .3"),
+        (0.3, "browInnerUp 1 browOuterUp_ 1.1 eyeWide_ .85 jawOpen .4 mouthPucker .25")],
     "sadness": [
-        (0.65, "browInnerUp 1 browDown_ .25 mouthFrown_ 1 mouthShrugLower .6 eyeSquint_ .15 eyeBlink_ .12 eyeLookDown_ .2"),
-        (0.35, "browInnerUp 1 mouthFrown_ .9 mouthShrugLower .9 mouthPress_ .3 eyeBlink_ .22 eyeLookDown_ .5 cheekSquint_ .2")],
+        (0.65, "browInnerUp 1.35 browDown_ .25 mouthFrown_ 1 mouthShrugLower .6 eyeSquint_ .15 eyeBlink_ .12 eyeLookDown_ .2"),
+        (0.35, "browInnerUp 1.35 mouthFrown_ .9 mouthShrugLower .9 mouthPress_ .3 eyeBlink_ .22 eyeLookDown_ .5 cheekSquint_ .2")],
     "anger": [
-        (0.6, "browDown_ 1.2 eyeSquint_ .4 eyeWide_ .55 mouthPress_ .4 mouthRollLower .55 mouthRollUpper .5 noseSneer_ .3"
-              " jawForward .3 mouthFrown_ .6 mouthShrugLower .3"),
-        (0.4, "browDown_ 1.2 eyeSquint_ .3 eyeWide_ .6 jawOpen .22 mouthUpperUp_ .5 mouthLowerDown_ .85 mouthStretch_ .35"
-              " noseSneer_ .45 mouthFunnel .3")],
+        (0.6, "browDown_ 1.4 browOuterUp_ .35 eyeSquint_ .35 eyeWide_ .6 mouthPress_ .4 mouthRollLower .5 mouthRollUpper .45"
+              " noseSneer_ .5 jawForward .35 mouthFrown_ .35"),
+        (0.4, "browDown_ 1.4 browOuterUp_ .35 eyeSquint_ .25 eyeWide_ .6 jawOpen .25 mouthUpperUp_ .55 mouthLowerDown_ .9"
+              " mouthStretch_ .3 noseSneer_ .45 mouthFunnel .35")],
     "disgust": [
         (0.65, "noseSneer_ 1.3 mouthUpperUp_ 1 browDown_ .55 cheekSquint_ .7 eyeSquint_ .4 mouthFrown_ .45 mouthShrugLower .4"),
         (0.35, "noseSneer_ 1.2 mouthUpperUp_ .9 browDown_ .5 cheekSquint_ .5 eyeSquint_ .5 mouthLowerDown_ .5 jawOpen .18"
@@ -58,9 +59,9 @@ PROTOTYPES = {
               " mouthFrown_ .25"),
         (0.3, "browInnerUp 1.1 browOuterUp_ .5 browDown_ .35 eyeWide_ 1.1 mouthStretch_ .9 jawOpen .42 mouthLowerDown_ .4")],
     "contempt": [
-        (0.5, "mouthSmileLeft .85 mouthDimpleLeft 1 mouthPressLeft .5 mouthPressRight .35 cheekSquintLeft .2 mouthLeft .35"
+        (0.5, "mouthSmileLeft .75 mouthDimpleLeft .3 mouthPressLeft .35 mouthPressRight .35 cheekSquintLeft .25 mouthLeft .2"
               " browOuterUpRight .45 browDownLeft .25 eyeSquintLeft .3 eyeBlink_ .15"),
-        (0.5, "mouthSmileRight .85 mouthDimpleRight 1 mouthPressRight .5 mouthPressLeft .35 cheekSquintRight .2 mouthRight .35"
+        (0.5, "mouthSmileRight .75 mouthDimpleRight .3 mouthPressRight .35 mouthPressLeft .35 cheekSquintRight .25 mouthRight .2"
               " browOuterUpLeft .45 browDownRight .25 eyeSquintRight .3 eyeBlink_ .15")],
 }
 CONFUSED = {"neutral": "sadness contempt", "happiness": "contempt surprise", "surprise": "fear happiness",
@@ -69,6 +70,11 @@ CONFUSED = {"neutral": "sadness contempt", "happiness": "contempt surprise", "su
 
 
 # ------------------------------------------------------------------------------------------------------------ the head
+
+SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE, LASH = range(7)
+PUSH = np.array([0, 0.045, 0.045, 0.045, 0.045, 0.045, 0])       # dm: what lies behind lids and lips must not poke through
+EYE, EYE_RADIUS = np.array([0.3078, 7.284, 1.2455]), 0.1466     # the left eye of the head at rest
+
 
 class Head(NamedTuple):
     """The asset (see tools/build_head.py): V vertices, T triangles and S morph targets."""
@@ -86,7 +92,9 @@ class Head(NamedTuple):
 @lru_cache(maxsize=1)
 def _asset() -> tuple[Head, tuple[str, ...]]:
     with np.load(ASSET) as file:
-        head = Head(file["rest"].astype(float), file["triangles"].astype(int), file["material"].astype(int),
+        rest, triangles, material = file["rest"].astype(float), file["triangles"].astype(int), file["material"].astype(int)
+        shown = (material != LASH) | (rest[triangles, 1].mean(1) > EYE[1])           # the lower lashes are too coarse
+        head = Head(rest, triangles[shown], material[shown],
                     file["openness"] / 255.0, file["lip"] / 255.0, file["starts"].astype(int),
                     file["index"].astype(int), file["delta"] / 1000.0)
         return head, tuple(str(name) for name in file["names"])
@@ -97,7 +105,7 @@ def _named(kind: str) -> tuple[str, ...]:
 
 
 UNITS = _named("unit:")
-SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE, LASH, STRAND = range(8)
+
 
 
 @njit(cache=True, nogil=True)
@@ -174,7 +182,7 @@ def _expression(rng: np.random.Generator, label: int) -> Expression:
 
     name, mixture = CLASSES[label], np.zeros(len(CLASSES))
     mixture[label] = 1.0
-    weights, intensity = pose(name), rng.uniform(0.6, 1.15)
+    weights, intensity = pose(name), rng.uniform(0.65, 1.15)
     others = CONFUSED[name].split() if rng.random() < 0.75 else [other for other in CLASSES if other != name]
     other, share, blended, leaking = rng.choice(others), rng.uniform(0.1, 0.4), rng.random() < 0.25, rng.random() < 0.6
     second = pose(other)
@@ -242,34 +250,56 @@ def _linear(*srgb):
     return (np.array(srgb) / 255.0) ** 2.2
 
 
-SKIN_TONES = np.array([_linear(240, 204, 184), _linear(226, 178, 148), _linear(198, 146, 112), _linear(152, 103, 76),
+SKIN_TONES = np.array([_linear(230, 190, 168), _linear(218, 170, 140), _linear(198, 146, 112), _linear(152, 103, 76),
                        _linear(108, 70, 51), _linear(72, 46, 36)])
 HAIR_TONES = {"black": _linear(26, 22, 21), "brown": _linear(62, 42, 30), "chestnut": _linear(96, 60, 38),
               "blond": _linear(186, 146, 94), "red": _linear(140, 68, 36), "grey": _linear(150, 148, 146),
               "white": _linear(214, 212, 208)}
 IRIS_TONES = np.array([_linear(70, 44, 28), _linear(96, 66, 40), _linear(104, 118, 78), _linear(92, 128, 160),
                        _linear(120, 136, 140)])
-EYE = np.array([0.3078, 7.284, 1.2455])                 # centre of the left eye of the head at rest, and its radius
-EYE_RADIUS = 0.1466
-# style: (weight for women, for men, length, lift off the head, gravity, curl, side (0 = back, 1 = parted), volume)
-HAIR_STYLES = {
-    "bald": (0.0, 0.06, 0.00, 0.0, 0.0, 0.0, 0.0, 0.0),
-    "buzz": (0.02, 0.22, 0.07, 1.0, 0.0, 0.0, 0.0, 0.02),
-    "short": (0.06, 0.34, 0.30, 0.7, 0.2, 0.1, 0.6, 0.08),
-    "quiff": (0.0, 0.16, 0.36, 0.9, 0.0, 0.1, 0.2, 0.12),
-    "curly": (0.10, 0.10, 0.60, 0.8, 0.3, 0.9, 0.5, 0.15),
-    "afro": (0.08, 0.04, 0.70, 1.3, 0.0, 1.1, 0.0, 0.25),
-    "bob": (0.22, 0.01, 1.50, 0.15, 1.0, 0.15, 1.0, 0.10),
-    "long": (0.36, 0.05, 2.90, 0.15, 1.0, 0.25, 1.0, 0.10),
-    "tied": (0.16, 0.02, 1.00, 0.05, 0.1, 0.05, 0.0, 0.04),
+
+
+class Style(NamedTuple):
+    """A way to wear the hair; lengths in dm, the rest relative to the strand's own direction."""
+
+    women: float              # how many women and men wear it, relative
+    men: float
+    length: float
+    lift: float               # off the head, at the root
+    gravity: float
+    curl: float
+    volume: float             # room between hair and head, share of the head's radius
+
+
+STYLES = {
+    "bald": Style(0.0, 0.06, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "buzz": Style(0.02, 0.20, 0.08, 0.9, 0.0, 0.1, 0.02),
+    "short": Style(0.08, 0.42, 0.30, 0.55, 0.3, 0.15, 0.06),
+    "swept": Style(0.04, 0.16, 0.42, 0.75, 0.1, 0.15, 0.12),
+    "curly": Style(0.10, 0.09, 0.65, 0.7, 0.4, 0.95, 0.14),
+    "afro": Style(0.07, 0.03, 0.70, 1.4, 0.0, 1.0, 0.22),
+    "bob": Style(0.22, 0.01, 1.45, 0.12, 1.1, 0.12, 0.09),
+    "long": Style(0.34, 0.03, 2.60, 0.12, 1.1, 0.2, 0.10),
+    "tied": Style(0.14, 0.01, 0.95, 0.05, 0.0, 0.04, 0.03),
 }
+# How women's shapes differ from the mean on average; men's differ by half as much the other way.
+FEMININE = {"chin-width-incr": -0.35, "chin-bones-incr": -0.25, "chin-prominent-incr": -0.15, "nose-scale-horiz-incr": -0.35,
+            "nose-scale-vert-incr": -0.2, "nose-hump-incr": -0.3, "eye-scale-incr": 0.4, "eyebrows-trans-forward": -0.5,
+            "mouth-upperlip-volume-incr": 0.15, "mouth-lowerlip-volume-incr": 0.2, "head-oval": 0.3, "head-square": -0.25,
+            "neck-scale-horiz-incr": -0.5, "mouth-scale-horiz-incr": -0.15, "eye-height2-incr": 0.2}
+
+
+@njit(cache=True, nogil=True)
+def _brow_height(t, arch):
+    """Height of the middle of a brow, from its inner (t = 0) to its outer end (t = 1)."""
+    return 7.50 + arch * math.sin(2.7 * t) - 0.035 * t
 
 
 @njit(cache=True, nogil=True)
 def _hairline(x, y, z, raised):
     """Signed height above the hairline of a point of the head at rest; positive = hair grows here."""
-    knots = ((-0.5, 6.55), (0.05, 6.75), (0.22, 7.55), (0.52, 7.50), (0.62, 7.30), (0.74, 7.62), (0.95, 7.92),
-             (1.20, 8.02), (1.60, 8.06))
+    knots = ((-0.5, 6.55), (0.05, 6.75), (0.22, 7.55), (0.52, 7.50), (0.62, 7.30), (0.74, 7.62), (0.95, 7.86),
+             (1.20, 7.95), (1.60, 7.98))
     line = knots[8][1]
     if z < knots[0][0]:
         line = knots[0][1]
@@ -285,54 +315,57 @@ def _hairline(x, y, z, raised):
 
 
 @njit(cache=True, nogil=True)
-def _grow(roots, normals, length, lift, gravity, curl, side, volume, part, fringe, knot, phase, centre, radii):
-    """Hair strands [K, 10, 3] from their roots: combed, curled, falling, and kept outside of the head and the face."""
-    count, points = len(roots), 10
-    strands = np.empty((count, points, 3))
-    for i in range(count):
+def _grow(roots, lengths, style, forward, side, part, fringe, tied, phase, centre, radii, forehead):
+    """Hair strands [K, 10, 3] from their roots [K, 3]: combed along the head, curled, falling, never across the face.
+
+    The head is an ellipsoid above its centre and a cylinder below, in units of which the forehead reaches to ``forehead``.
+    fringe: bool [K], combed onto the forehead.
+    """
+    points = 10
+    strands = np.empty((len(roots), points, 3))
+    for i in range(len(roots)):
         x, y, z = roots[i]
-        base = math.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
-                         + ((z - centre[2]) / radii[2]) ** 2)
         sign = 1.0 if x > part + 0.02 * math.sin(40 * z) else -1.0
-        front = fringe[i] > 0
-        step = length[i] / (points - 1)
+        step, base = lengths[i] / (points - 1), 0.0
         for p in range(points):
             strands[i, p, 0], strands[i, p, 1], strands[i, p, 2] = x, y, z
             t = p / (points - 1)
-            nx, ny, nz = (x - centre[0]) / radii[0] ** 2, (y - centre[1]) / radii[1] ** 2, (z - centre[2]) / radii[2] ** 2
+            ex, ey, ez = (x - centre[0]) / radii[0], max(0.0, (y - centre[1]) / radii[1]), (z - centre[2]) / radii[2]
+            if p == 0:
+                base = max(0.97, math.sqrt(ex * ex + ey * ey + ez * ez))
+            nx, ny, nz = ex / radii[0], ey / radii[1], ez / radii[2]
             size = math.sqrt(nx * nx + ny * ny + nz * nz) + 1e-9
             nx, ny, nz = nx / size, ny / size, nz / size
-            if front:
-                cx, cy, cz = 0.25 * sign, -0.3, 1.0
-            elif knot:
-                cx, cy, cz = -x, 7.75 - y, -0.75 - z
+            if fringe[i]:
+                dx, dy, dz = 0.25 * sign, -0.6, 1.0
+            elif tied:
+                dx, dy, dz = -2 * x, 2 * (7.8 - y), 2 * (-0.6 - z)
             else:
-                cx, cy, cz = sign * side, -0.15, -(1.0 - 0.75 * side)
-            size = math.sqrt(cx * cx + cy * cy + cz * cz) + 1e-9
-            fall = gravity * (0.35 + 1.5 * t)
-            up = lift * (1.0 - t) ** 1.5
-            a = 9.0 * t + phase[i]
-            wave = curl * (0.4 + 0.6 * t)
-            dx = cx / size + up * nx + wave * math.sin(a) + 0.3 * normals[i, 0] * up
-            dy = cy / size + up * ny - fall + wave * 0.7 * math.cos(a + phase[i])
-            dz = cz / size + up * nz + wave * math.cos(1.3 * a)
+                dx, dy, dz = sign * side, -style.gravity * (0.3 + 1.6 * t), forward
+            into = dx * nx + dy * ny + dz * nz
+            dx, dy, dz = dx - into * nx, dy - into * ny, dz - into * nz
+            size = math.sqrt(dx * dx + dy * dy + dz * dz) + 1e-9
+            up, wave, angle = style.lift * (1 - t), style.curl * (0.4 + 0.6 * t), 9.0 * t + phase[i]
+            dx = dx / size + up * nx + wave * math.sin(angle)
+            dy = dy / size + up * ny + wave * 0.7 * math.cos(angle + phase[i])
+            dz = dz / size + up * nz + wave * math.cos(1.3 * angle)
             size = math.sqrt(dx * dx + dy * dy + dz * dz) + 1e-9
             x, y, z = x + step * dx / size, y + step * dy / size, z + step * dz / size
-            level = math.sqrt(((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
-                              + ((z - centre[2]) / radii[2]) ** 2)
-            wanted = max(base, 0.97) + volume * min(1.0, 2.5 * t + 0.2)
-            if level < wanted and y > 7.2:
-                grow = wanted / level
-                x, y, z = centre[0] + (x - centre[0]) * grow, centre[1] + (y - centre[1]) * grow, centre[2] + (z - centre[2]) * grow
-            elif y <= 7.2 and z > -0.2:                 # beside the jaw and the neck, never across the face
-                free = 0.80 + 0.12 * volume
-                if abs(x) < free:
-                    x += 0.5 * (free * (1.0 if x > 0 else -1.0) - x)
-            if not front and z > 0.75 and y < 7.95:     # the window of the face
-                edge = 0.66 + 0.3 * max(0.0, 7.7 - y) * 0.3
+            ex, ey, ez = (x - centre[0]) / radii[0], max(0.0, (y - centre[1]) / radii[1]), (z - centre[2]) / radii[2]
+            level = math.sqrt(ex * ex + ey * ey + ez * ez)
+            wanted = base - 0.7 * t * (base - 0.97) + style.volume * min(1.0, 2.5 * t + 0.2)
+            if fringe[i]:
+                wanted = max(wanted - 0.6 * style.volume, forehead * min(1.0, 0.9 + 0.3 * t))
+            if level < wanted:
+                grow = wanted / (level + 1e-9)
+                x, z = centre[0] + (x - centre[0]) * grow, centre[2] + (z - centre[2]) * grow
+                if y > centre[1]:
+                    y = centre[1] + (y - centre[1]) * grow
+            if not fringe[i] and z > 0.6 and y < 8.0:                # the window of the face
+                edge = radii[0] * (0.86 + 0.10 * min(1.0, 8.0 - y))
                 if abs(x) < edge:
-                    x = edge * (1.0 if x > 0 else -1.0)
-                z = min(z, 0.95 + 0.2 * (y - 7.2))
+                    x += 0.6 * (edge * (1.0 if x > 0 else -1.0) - x)
+                z -= 0.3 * max(0.0, z - 1.0)
     return strands
 
 
@@ -356,7 +389,8 @@ def _weights_of_people(rng: np.random.Generator, names: tuple[str, ...]) -> tupl
             gender, stage, extreme = rest.split("-")
             weights[s] = sex[gender] * ages[stage] * max(0.0, weight if extreme == "maxweight" else -weight)
         elif kind == "shape":
-            weights[s] = np.clip(rng.normal(0, 0.3), -0.6, 0.6)
+            spread = 0.2 if rest.startswith(("head-", "forehead-", "chin-", "mouth-")) else 0.3
+            weights[s] = np.clip(rng.normal(0, spread), -2 * spread, 2 * spread) + FEMININE.get(rest, 0.0) * (-0.5 if male else 1)
     return weights, {"male": male, "age": age, "old": old, **origin}
 
 
@@ -370,7 +404,7 @@ def _person_look(rng: np.random.Generator, who: dict) -> Look:
     names = ["black", "brown", "chestnut", "blond", "red"]
     hair = HAIR_TONES[rng.choice(names, p=[0.1, 0.35, 0.22, 0.25, 0.08] if fair else [0.7, 0.24, 0.06, 0, 0])]
     hair = hair * rng.uniform(0.8, 1.25)
-    brow = hair * 0.75
+    brow = 0.75 * hair + 0.1 * skin
     grey = np.clip(who["old"] * 1.5 - 0.55 + rng.normal(0, 0.15), 0, 1)
     hair = hair + grey * (HAIR_TONES[rng.choice(["grey", "white"])] - hair)
     brow = brow + 0.6 * grey * (HAIR_TONES["grey"] - brow)
@@ -385,13 +419,13 @@ def _person_look(rng: np.random.Generator, who: dict) -> Look:
     return Look(
         skin=skin, lips=lips, iris=np.asarray(iris), hair=hair, brow=brow, cloth=cloth,
         shadow=np.array([_linear(90, 60, 60), _linear(70, 70, 95), _linear(110, 78, 58)][rng.integers(3)]),
-        make_up=float(woman and rng.random() < 0.7) * rng.uniform(0.25, 0.7), lash=1.0 if woman else 0.45,
+        make_up=float(woman and rng.random() < 0.7) * rng.uniform(0.25, 0.7), lash=rng.uniform(0.6, 1.0) if woman else rng.uniform(0.1, 0.5),
         blush=rng.uniform(0.1, 0.5) * (1.3 if woman else 1), beard=float(man) * rng.choice([0.1, 0.35, 0.7]) * rng.uniform(0.5, 1),
         freckles=float(light > 0.7 and rng.random() < 0.25) * rng.uniform(0.3, 1), wrinkles=0.25 + 0.75 * who["old"],
         eye_bags=rng.uniform(0.1, 0.4) + 0.4 * who["old"],
-        brow_width=rng.uniform(0.026, 0.036) if woman else rng.uniform(0.032, 0.05),
-        brow_arch=rng.uniform(0.05, 0.09) if woman else rng.uniform(0.02, 0.06), brow_density=rng.uniform(0.6, 1.0),
-        hairline=rng.normal(0.0, 0.04) + (rng.uniform(0, 0.35) * who["old"] if man else 0.0), scalp=0.9,
+        brow_width=rng.uniform(0.016, 0.026) if woman else rng.uniform(0.024, 0.040),
+        brow_arch=rng.uniform(0.05, 0.085) if woman else rng.uniform(0.025, 0.06), brow_density=rng.uniform(0.6, 1.0),
+        hairline=rng.normal(0.0 if man else -0.05, 0.03) + (rng.uniform(0, 0.35) * who["old"] if man else 0.0), scalp=1.0,
         collar=rng.uniform(5.5, 5.95), grain=rng.uniform(0, 50))
 
 
@@ -408,11 +442,12 @@ def _person(seed: int, identity: int) -> Person:
     front = head.rest[:, 1] > 6.3
     scale = (np.ptp(head.rest[front, 1]) / np.ptp(vertices[front, 1])) ** 0.8
     vertices = (vertices - vertices[eyes].mean(0)) * scale + head.rest[eyes].mean(0)
+    teeth = np.unique(head.triangles[(head.material == TEETH_UPPER) | (head.material == TEETH_LOWER)])
+    vertices[teeth, 0] *= 0.86                          # or they poke through the corners of the mouth
 
-    sex = int(who["male"])
-    style = rng.choice(list(HAIR_STYLES), p=np.array([row[sex] for row in HAIR_STYLES.values()])
-                       / sum(row[sex] for row in HAIR_STYLES.values()))
-    strands, radius = _hair(rng, head, vertices, look, HAIR_STYLES[style], style)
+    share = np.array([style.men if who["male"] else style.women for style in STYLES.values()])
+    style = rng.choice(list(STYLES), p=share / share.sum())
+    strands, radius = _hair(rng, head, vertices, look, style)
     if style == "bald":
         look = look._replace(hairline=0.4, scalp=0.3)
     anchor, weight, anchor_radius = _brows_and_beard(rng, look, who)
@@ -420,36 +455,42 @@ def _person(seed: int, identity: int) -> Person:
     return Person(vertices, look, strands, radius, anchor, weight, anchor_radius, glasses)
 
 
-def _hair(rng, head, vertices, look, style, name):
-    _, _, length, lift, gravity, curl, side, volume = style
+def _hair(rng, head, vertices, look, name):
+    """Strands [K, 10, 3] and radius [K] of a hair style on a person's head."""
+    style = STYLES[name]
     triangles = head.triangles[head.material == SKIN]
     corner = head.rest[triangles]
     area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    middle = corner.mean(1)
-    grows = np.array([_hairline(*point, look.hairline) > 0.0 for point in middle])
-    area = area * grows
-    count = 2600 if length > 0 else 0
-    chosen = triangles[rng.choice(len(triangles), count, p=area / area.sum())]
+    hairy = np.array([_hairline(*point, look.hairline) > 0.0 for point in corner.mean(1)])
+    count = 3000 if style.length > 0 else 0
+    chosen = triangles[rng.choice(len(triangles), count, p=area * hairy / (area * hairy).sum())]
     u, v = np.sort(rng.random((2, count)), axis=0)
-    bary = np.stack([u, v - u, 1 - v], 1)[:, :, None]
-    normals = _normals(vertices, head.triangles)
-    roots, directions = (vertices[chosen] * bary).sum(1), (normals[chosen] * bary).sum(1)
-    rest = (head.rest[chosen] * bary).sum(1)
-    scalp = vertices[np.unique(triangles[grows])]
+    share = np.stack([u, v - u, 1 - v], 1)[:, :, None]
+    roots, rest = (vertices[chosen] * share).sum(1), (head.rest[chosen] * share).sum(1)
+    scalp = vertices[np.unique(triangles[hairy])]
     low, high = scalp.min(0), scalp.max(0)
-    radii = np.array([0.5 * (high[0] - low[0]), 0.95, 0.5 * (high[2] - low[2])]) * [1.0, 1.0, 1.06]
+    radii = np.array([0.5 * (high[0] - low[0]), 0.95, 0.53 * (high[2] - low[2])])
     centre = np.array([0.0, high[1] - 0.95, 0.5 * (high[2] + low[2])])
-    lengths = length * rng.uniform(0.75, 1.1) * rng.uniform(0.8, 1.05, count)
-    lengths = np.where(rest[:, 1] < 7.5, lengths * (0.35 if length < 1 else 1), lengths)
-    fringe = np.zeros(count)
-    if name in ("bob", "long", "tied", "short") and rng.random() < 0.4:
-        fringe = ((rest[:, 2] > 1.0) & (np.abs(rest[:, 0]) < 0.5) & (rest[:, 1] > 8.0)).astype(float)
-        lengths = np.where(fringe > 0, np.minimum(lengths, 0.55 * rng.uniform(0.8, 1.1)), lengths)
-    part = rng.choice([-0.25, 0.0, 0.25]) + rng.normal(0, 0.05)
-    strands = _grow(roots, directions, lengths, lift, gravity, curl * rng.uniform(0.5, 1.3), side * rng.uniform(0.8, 1.0),
-                    volume * rng.uniform(0.6, 1.4), part, fringe, name == "tied", rng.uniform(0, 6.3, count) if curl > 0.5
-                    else 2.0 * rest[:, 0] + rng.normal(0, 0.4, count), centre, radii)
-    return strands, np.full(count, 0.014)
+
+    brow = vertices[(head.rest[:, 1] > 7.55) & (head.rest[:, 1] < 7.95) & (head.rest[:, 2] > 1.1)]
+    forehead = np.linalg.norm((brow - centre) / radii, axis=1).max() + 0.02
+
+    lengths = style.length * rng.uniform(0.75, 1.1) * rng.uniform(0.65, 1.0, count) ** 0.7
+    if style.length < 1:                                # short at the sides and in the neck
+        lengths *= 0.3 + 0.7 * np.clip((rest[:, 1] - 7.3) / 0.6, 0, 1)
+    fringe = np.zeros(count, bool)
+    if name in ("bob", "long", "tied", "short") and rng.random() < 0.35:
+        fringe = (rest[:, 2] > 0.8) & (np.abs(rest[:, 0]) < rng.uniform(0.45, 0.6)) & (rest[:, 1] > 7.9)
+        lengths[fringe] = ((rest[:, 1] - rng.uniform(7.6, 7.8)) * rng.uniform(0.95, 1.2, count))[fringe]
+    part = rng.choice([-0.28, 0.0, 0.28]) + rng.normal(0, 0.04)
+    if style.length < 1:
+        forward, side = rng.uniform(-1.0, -0.25), rng.uniform(0.1, 0.8)
+    else:
+        forward, side = -0.35, 0.9
+    loose = style.curl > 0.5
+    phase = rng.uniform(0, 6.3, count) if loose else 3.0 * rest[:, 0] + rng.normal(0, 0.6, count)
+    strands = _grow(roots, lengths, style, forward, side, part, fringe, name == "tied", phase, centre, radii, forehead)
+    return strands, rng.uniform(0.010, 0.017, count)
 
 
 @lru_cache(maxsize=1)
@@ -466,15 +507,16 @@ def _front_map():
 def _brows_and_beard(rng, look, who):
     """Short strands of brows, moustache and beard, tied to the triangles of the skin that carry them."""
     lines, radius = [], []
-    count = int(110 * look.brow_density)
+    count = int(130 * look.brow_density)
     for sign in (-1, 1):
         t = rng.random(count)
-        across = rng.uniform(-1, 1, count) * look.brow_width * (1 - 0.75 * t ** 2)
-        x, y = 0.10 + 0.42 * t, 7.485 + look.brow_arch * np.sin(2.6 * t) + across
-        length = rng.uniform(0.06, 0.10, count)
-        slope = np.radians(60 - 65 * t + rng.normal(0, 10, count)) * np.where(across > 0, 0.6, 1)
-        lines.append(np.stack([np.stack([sign * x, y], 1), np.stack([sign * (x + length * np.cos(slope)), y + length * np.sin(slope) * 0.6], 1)], 1))
-        radius.append(np.full(count, 0.007))
+        across = rng.uniform(-1, 1, count) * look.brow_width * (1 - 0.8 * t ** 2)
+        x, y = 0.11 + 0.42 * t, np.array([_brow_height(each, look.brow_arch) for each in t]) + across
+        length = rng.uniform(0.04, 0.075, count)
+        slope = np.radians(55 - 75 * t + rng.normal(0, 10, count)) * np.where(across > 0, 0.5, 1)
+        tip = np.stack([sign * (x + length * np.cos(slope)), y + 0.7 * length * np.sin(slope)], 1)
+        lines.append(np.stack([np.stack([sign * x, y], 1), tip], 1))
+        radius.append(np.full(count, 0.0055))
     triangle, weight = _front_map()
     lines = np.concatenate(lines)
     column = np.clip(((lines[..., 0] + 1) / 0.005).astype(int), 0, 399)
@@ -495,21 +537,25 @@ def _glasses(vertices, head, rng):
     lines = []
     for eye in (centre(EYE_LEFT), centre(EYE_RIGHT)):
         rim = eye + [0.0, -0.03, 0.34] + ring
-        rim[:, 2] -= 0.25 * np.abs(rim[:, 0]) ** 2
-        lines += [rim[:10], rim[9:]]
+        rim[:, 2] -= 0.25 * rim[:, 0] ** 2
         outer = rim[np.argmax(np.abs(rim[:, 0]))]
-        ear = np.array([np.sign(eye[0]) * 0.86, eye[1] + 0.05, 0.45])
-        lines.append(outer + np.linspace(0, 1, 10)[:, None] * (ear - outer))
-    t = np.linspace(-1, 1, 10)[:, None]
-    inner = abs(lines[0][:, 0]).min(), lines[0][:, 1].mean(), lines[0][:, 2].max()
-    lines.append(np.concatenate([inner[0] * t, inner[1] - 0.02 + 0.05 * (1 - t ** 2), inner[2] + 0 * t], 1))
+        ear = [np.sign(eye[0]) * 0.83 * np.abs(vertices[head.rest[:, 1] > 6.5, 0]).max(), eye[1] + 0.05, 0.5]
+        lines += [rim[:10], rim[9:], outer + np.linspace(0, 1, 10)[:, None] * (ear - outer)]
+    t, inner = np.linspace(-1, 1, 10), min(lines[0][:, 0].min(), lines[1][:, 0].min())
+    bridge = np.stack([inner * t, np.full(10, lines[0][:, 1].mean() + 0.02), np.full(10, lines[0][:, 2].max())], 1)
+    bridge[:, 1] += 0.04 * (1 - t ** 2)
+    lines.append(bridge)
     return np.stack(lines)
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 class Camera(NamedTuple):
-    """Turn of the head (degrees), zoom (1 = usual), shift (dm), blur (pixels of a 64-pixel image) and film."""
+    """Turn of the head (degrees), zoom (1 = usual), shift (dm), exposure, and what spoils the picture.
+
+    blur: of a 64-pixel image, in pixels. grain: of the film, 1 = white. occluder: (x, y, angle, radius, then its colour) of
+    a round bar before the face that enters the picture at (x, y) (1 = the picture's width), or None.
+    """
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -533,7 +579,7 @@ class Light(NamedTuple):
     background: np.ndarray    # [2, 3]: upper and lower colour
 
 
-DISTANCE, FRAME, PIVOT = 11.0, 2.45, np.array([0.0, 7.27, 0.5])
+DISTANCE, FRAME, PIVOT = 11.0, 2.2, np.array([0.0, 7.27, 0.5])
 SHADOW = 160                                            # pixels of the shadow map, which spans 3.6 dm
 
 
@@ -579,7 +625,7 @@ def _draw_strands(points, radius, first, depth, index, weight):
         for p in range(length - 1):
             ax, ay, az = points[i, p]
             bx, by, bz = points[i, p + 1]
-            r = max(0.55, radius[i] * (1.0 - 0.6 * p / length))
+            r = max(0.5, radius[i] * (1.0 - 0.75 * p / length))
             left, right = max(0, int(min(ax, bx) - r)), min(width - 1, int(max(ax, bx) + r))
             top, bottom = max(0, int(min(ay, by) - r)), min(height - 1, int(max(ay, by) + r))
             dx, dy = bx - ax, by - ay
@@ -682,19 +728,21 @@ def _paint_skin(colour, x, y, z, lip, openness, creases, look):
             area = min(1.0, area) * _smooth(6.0, 6.25, y) * (1 - _bump(side, y, 0.42, 6.85, 0.16, 0.12))
             grain = 0.5 + 0.5 * _noise(60 * x, 60 * y, 60 * z)
             _mix(colour, look.brow, 0.6 * look.beard * area * grain * (1 - lip))
-        t = (side - 0.10) / 0.42
+        t = (side - 0.11) / 0.42
         if 0 < t < 1:
-            reach = look.brow_width * (1 - 0.75 * t * t) * _smooth(-0.02, 0.12, t) * 1.25
-            off = abs(y - 7.485 - look.brow_arch * math.sin(2.6 * t)) / max(reach, 1e-4)
-            _mix(colour, look.brow, 0.75 * look.brow_density * _smooth(1.15, 0.35, off) * _smooth(1.0, 0.8, t))
+            reach = look.brow_width * (1 - 0.8 * t * t) * 1.2
+            off = abs(y - _brow_height(t, look.brow_arch)) / max(reach, 1e-4)
+            _mix(colour, look.brow, 0.6 * look.brow_density * _smooth(1.2, 0.3, off) * _smooth(0.0, 0.12, t) * _smooth(1.0, 0.85, t))
         if lip > 0.02:
-            edge = _smooth(0.12, 0.42, lip)
+            edge = _smooth(0.22, 0.5, lip)
             _mix(colour, look.lips, edge)
             seam = 1 - 0.12 * edge * (_noise(70 * x, 6 * y, g) - 0.5)
             for k in range(3):
                 colour[k] *= seam
     hair = _hairline(x, y, z, look.hairline) + 0.05 * (_noise(14 * x + g, 14 * y, 14 * z) - 0.5)
-    _mix(colour, look.hair, look.scalp * _smooth(-0.02, 0.10, hair) * 0.85)
+    share = look.scalp * _smooth(-0.03, 0.08, hair)
+    for k in range(3):
+        colour[k] += share * (0.6 * look.hair[k] - colour[k])
 
 
 @njit(cache=True, nogil=True)
@@ -703,7 +751,7 @@ def _paint_eye(colour, x, y, z, sign, look):
     r = math.sqrt(dx * dx + dy * dy)
     white = (0.74, 0.70, 0.66)
     for k in range(3):
-        colour[k] = white[k] * (1 - 0.25 * _smooth(0.55, 0.95, r) * (0.4 + 0.6 * k / 2))
+        colour[k] = white[k] * (1 - 0.25 * _smooth(0.55, 0.95, r) * (0.4 + 0.3 * k)) * (1 - 0.3 * _smooth(0.2, 0.6, dy))
     if z > EYE[2]:
         rays = 0.7 + 0.6 * _noise(9 * math.atan2(dy, dx), 3 * r, look.grain)
         for k in range(3):
@@ -787,14 +835,15 @@ def _shade(size, head_triangles, material, position, normal, rest, openness, lip
                 seen = 0.55 + 0.45 * seen
             elif kind == TEETH_UPPER or kind == TEETH_LOWER:
                 gap = abs((abs(x) / 0.072) % 1.0 - 0.5)
-                shade = (0.35 + 0.65 * _smooth(1.15, 1.45, z)) * (1 - 0.45 * _smooth(0.42, 0.5, gap))
+                shade = (0.35 + 0.65 * _smooth(1.15, 1.45, z)) * (1 - 0.45 * _smooth(0.40, 0.5, gap))
                 colour[0], colour[1], colour[2] = 0.78 * shade, 0.74 * shade, 0.66 * shade
-                power, shine, seen = 60.0, 0.15, 0.6 if kind == TEETH_UPPER else 0.45
+                power, shine, seen = 60.0, 0.15, 1.0 if kind == TEETH_UPPER else 0.65
             elif kind == TONGUE:
                 colour[0], colour[1], colour[2] = 0.42, 0.13, 0.13
                 seen = 0.45
             else:
-                colour[0], colour[1], colour[2] = 0.02, 0.015, 0.015
+                for k in range(3):
+                    colour[k] = look.skin[k] * 0.35 * (1 - look.lash) + 0.015 * look.lash
                 shine = 0.0
             facing = nx * direction[0] + ny * direction[1] + nz * direction[2]
             lit = _lit(px + 0.03 * nx, py + 0.03 * ny, pz + 0.03 * nz, light_points, light_scale, shadow, 0.03)
@@ -805,7 +854,7 @@ def _shade(size, head_triangles, material, position, normal, rest, openness, lip
             for k in range(3):
                 wrap = 0.30 - 0.10 * k if kind == SKIN else 0.1
                 diffuse = max(0.0, (facing + wrap) / (1 + wrap))
-                glow = lit + (1 - lit) * (0.10 if k == 0 and kind == SKIN else 0.02)
+                glow = lit + (1 - lit) * (0.55 if kind == TEETH_UPPER else 0.10 if k == 0 and kind == SKIN else 0.02)
                 ambient = (ground[k] + up * (sky[k] - ground[k])) * seen
                 image[row, column, k] = colour[k] * (ambient + key[k] * diffuse * glow + edge * sky[k]) + gloss * key[k] * lit \
                     + 0.04 * edge * sky[k]
@@ -879,9 +928,8 @@ def _draw(person: Person, units, camera: Camera, light: Light, size: int, noise:
         return np.stack([side / 2 + scale * (points[..., 0] + camera.shift[0]),
                          side / 2 - scale * (points[..., 1] + camera.shift[1]), depth], -1)
 
-    push = np.where((head.material == TEETH_UPPER) | (head.material == TEETH_LOWER), 0.045, 0.0)
     depth, index, weight = _buffers(side, side)
-    _rasterise(project(position), head.triangles, push, depth, index, weight)
+    _rasterise(project(position), head.triangles, PUSH[head.material], depth, index, weight)
     _draw_strands(project(lines), radius * focal, len(head.triangles), depth, index, weight)
 
     z = light.direction
@@ -903,18 +951,35 @@ def _draw(person: Person, units, camera: Camera, light: Light, size: int, noise:
         side, head.triangles, head.material, position, normal, head.rest, head.openness, head.lip, lines, 0,
         len(person.strands), len(person.strands) + len(short), index, weight, axes, scale, shadow, light.direction, light.key,
         light.sky, light.ground, light.rim, _creases(units, person.look), person.look)
-    image = _film(image, cover, camera, light, size, noise)
-    return image, _parts(index, weight, head.triangles, moved)
+    parts = _parts(index, weight, head.triangles, moved)
+    image += (1 - cover)[..., None] * _between(light.background, np.linspace(0, 1, side)[:, None, None])
+    if camera.occluder:
+        hidden, colour = _occluder(camera.occluder, side)
+        image += hidden[..., None] * (colour * (light.sky + light.key)[None, None] - image)
+        parts = (parts * (1 - hidden.reshape(16, side // 16, 16, side // 16).mean((1, 3)))).astype(np.uint8)
+    return _film(image, camera, size, noise), parts
 
 
-def _film(image, cover, camera, light, size, noise):
-    """Background, two by two averaging, exposure, blur, grain, and the curve from linear to uint8 sRGB."""
-    side = 2 * size
-    up = np.linspace(0, 1, side)[:, None, None]
-    back = light.background[0] * (1 - up) + light.background[1] * up
-    image = image + (1 - cover)[..., None] * back
+def _between(ends, share):
+    return ends[0] + share * (ends[1] - ends[0])
+
+
+def _occluder(occluder, side):
+    """Coverage [side, side] and colour [side, side, 3] of a round bar that ends in the picture."""
+    x, y, angle, radius, *colour = occluder
+    row, column = (np.mgrid[:side, :side] + 0.5) / side
+    along = (column - x) * np.cos(angle) + (row - y) * np.sin(angle)
+    across = (row - y) * np.cos(angle) - (column - x) * np.sin(angle)
+    beyond = np.hypot(np.maximum(along, 0), across)
+    shade = np.sqrt(np.clip(1 - (beyond / radius) ** 2, 0.05, 1)) * (0.8 - 0.3 * across / radius)
+    return np.clip((radius - beyond) / 0.02, 0, 1), shade[..., None] * colour
+
+
+def _film(image, camera, size, noise):
+    """Two by two averaging, exposure, blur, grain, and the curve from linear to uint8 sRGB."""
     image = image.reshape(size, 2, size, 2, 3).mean((1, 3)) * camera.exposure
-    image = np.clip(image, 0, None)
+    if camera.blur > 0:
+        image = gaussian_filter(image, (camera.blur * size / 64, camera.blur * size / 64, 0))
     image = image * (1 + image / 4.0) / (1 + image)     # roll the highlights off instead of clipping them
     image = np.clip(1.25 * image, 0, 1) ** (1 / 2.2)
     if noise is not None and camera.grain > 0:
@@ -942,20 +1007,25 @@ def _parts(index, weight, triangles, moved):
 # ---------------------------------------------------------------------------------------------------------- data set
 
 SPLITS = ("train", "valid", "test")
-STUDIO = Light(np.array([0.40, 0.42, 0.81]), np.array([2.1, 2.0, 1.9]), np.array([0.55, 0.58, 0.64]), np.array([0.30, 0.26, 0.24]),
+STUDIO = Light(np.array([0.40, 0.42, 0.81]), np.array([1.65, 1.57, 1.5]), np.array([0.55, 0.58, 0.64]), np.array([0.30, 0.26, 0.24]),
                0.5, np.array([[0.42, 0.45, 0.50], [0.20, 0.22, 0.25]]))
 
 
 def _camera(rng: np.random.Generator) -> Camera:
-    return Camera(yaw=rng.normal(0, 12), pitch=rng.normal(0, 7), roll=rng.normal(0, 6), zoom=rng.uniform(0.92, 1.1),
-                  shift=(rng.normal(0, 0.05), rng.normal(0, 0.05)), grain=rng.uniform(0.0, 0.025), exposure=rng.uniform(0.75, 1.25))
+    yaw, pitch, roll = rng.normal(0, (12, 7, 6))
+    angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.22, 0.4)
+    colour = rng.uniform(0.05, 0.5) * rng.dirichlet([30, 26, 22]) * 2
+    bar = (0.5 - depth * np.cos(angle), 0.55 - depth * np.sin(angle), angle, rng.uniform(0.07, 0.14), *colour)
+    return Camera(yaw, pitch, roll, zoom=rng.uniform(0.92, 1.1), shift=tuple(rng.normal(0, 0.05, 2)),
+                  exposure=rng.uniform(0.75, 1.2), blur=max(0.0, rng.uniform(-0.8, 0.45)), grain=rng.uniform(0, 0.02),
+                  occluder=bar if rng.random() < 0.1 else None)
 
 
 def _light(rng: np.random.Generator) -> Light:
     azimuth, height = np.radians(rng.uniform(-70, 70)), np.radians(rng.uniform(0, 55))
     direction = np.array([np.sin(azimuth) * np.cos(height), np.sin(height), np.cos(azimuth) * np.cos(height)])
-    warm, strength, fill = rng.normal(0, 0.08), rng.uniform(1.2, 2.4), rng.uniform(0.35, 0.9)
-    background = rng.dirichlet([3, 3, 3], 2) * 3 * rng.uniform(0.05, 0.7, (2, 1))
+    warm, strength, fill = rng.normal(0, 0.08), rng.uniform(1.0, 1.9), rng.uniform(0.35, 0.8)
+    background = rng.dirichlet([25, 25, 25], 2) * 3 * rng.uniform(0.04, 0.6, (2, 1))
     return Light(direction, strength * np.array([1 + warm, 1, 1 - warm]), fill * np.array([0.95, 1, 1.08]),
                  fill * np.array([0.5, 0.45, 0.4]), rng.uniform(0, 1), background)
 

@@ -99,36 +99,42 @@ def targets(wheel: zipfile.ZipFile, count: int):
         yield "shape:" + Path(shape).name.replace("*-", ""), delta
 
 
-@numba.njit(cache=True)
+@numba.njit(fastmath=True)
+def hits(px, py, pz, rx, ry, rz, corners):
+    """Whether the ray from p along r meets one of the triangles [T, 9] within 1.5 dm (Moeller and Trumbore)."""
+    for t in range(len(corners)):
+        ax, ay, az, bx, by, bz, cx, cy, cz = corners[t]
+        ex, ey, ez, fx, fy, fz = bx - ax, by - ay, bz - az, cx - ax, cy - ay, cz - az
+        hx, hy, hz = ry * fz - rz * fy, rz * fx - rx * fz, rx * fy - ry * fx
+        scale = ex * hx + ey * hy + ez * hz
+        if abs(scale) < 1e-12:
+            continue
+        sx, sy, sz = px - ax, py - ay, pz - az
+        u = (sx * hx + sy * hy + sz * hz) / scale
+        if u < 0 or u > 1:
+            continue
+        qx, qy, qz = sy * ez - sz * ey, sz * ex - sx * ez, sx * ey - sy * ex
+        v = (rx * qx + ry * qy + rz * qz) / scale
+        if v >= 0 and u + v <= 1 and 0 < (fx * qx + fy * qy + fz * qz) / scale < 1.5:
+            return True
+    return False
+
+
+@numba.njit(fastmath=True)
 def sky_openness(points, normals, corners, directions):
-    """Share of the ``directions`` [D, 3] above each point's tangent plane that no triangle [T, 3, 3] blocks."""
-    open_share = np.ones(len(points))
+    """Share, weighted by the cosine, of the ``directions`` [D, 3] above each point's surface that nothing blocks: [V]."""
+    share = np.ones(len(points))
     for i in range(len(points)):
-        seen, total = 0.0, 0.0
-        for ray in directions:
-            cosine = np.dot(ray, normals[i])
-            if cosine <= 0.05:
-                continue
-            total += cosine
-            blocked = False
-            for a, b, c in corners:                      # Moeller-Trumbore
-                p = np.cross(ray, c - a)
-                scale = np.dot(b - a, p)
-                if abs(scale) < 1e-12:
-                    continue
-                s = points[i] + 0.01 * normals[i] - a
-                u = np.dot(s, p) / scale
-                if u < 0 or u > 1:
-                    continue
-                q = np.cross(s, b - a)
-                v = np.dot(ray, q) / scale
-                if v >= 0 and u + v <= 1 and 0 < np.dot(c - a, q) / scale < 1.5:
-                    blocked = True
-                    break
-            if not blocked:
-                seen += cosine
-        open_share[i] = seen / max(total, 1e-9)
-    return open_share
+        seen, total = 0.0, 1e-9
+        nx, ny, nz = normals[i]
+        px, py, pz = points[i, 0] + 0.01 * nx, points[i, 1] + 0.01 * ny, points[i, 2] + 0.01 * nz
+        for rx, ry, rz in directions:
+            cosine = rx * nx + ry * ny + rz * nz
+            if cosine > 0.05:
+                total += cosine
+                seen += 0.0 if hits(px, py, pz, rx, ry, rz, corners) else cosine
+        share[i] = seen / total
+    return share
 
 
 def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -163,13 +169,13 @@ def build(wheel_path: Path, output: Path = OUTPUT) -> None:
     kept, flat = np.unique(np.array(triangles), return_inverse=True)
     triangles, material, rest = flat.reshape(-1, 3), np.array(material, np.uint8), vertices[kept]
 
-    lips = [morphs[f"shape:mouth-{side}lip-{what}-incr"][kept] for side in ("upper", "lower") for what in ("volume", "height")]
-    lip = np.max([np.linalg.norm(delta, axis=1) / np.linalg.norm(delta, axis=1).max() for delta in lips], axis=0)
+    lips = [np.linalg.norm(morphs[f"shape:mouth-{side}lip-volume-incr"][kept], axis=1) for side in ("upper", "lower")]
+    lip = np.max([length / length.max() for length in lips], axis=0)
     solid = triangles[material < 6]                      # lashes cast no shadow
-    openness = sky_openness(rest, vertex_normals(rest, triangles), rest[solid], sphere(128))
+    openness = sky_openness(rest, vertex_normals(rest, triangles), rest[solid].reshape(-1, 9), sphere(96))
 
     starts, index, delta = [0], [], []
-    for name, morph in morphs.items():
+    for morph in morphs.values():
         moved = np.rint(morph[kept] * 1000).astype(np.int16)
         where = np.flatnonzero(moved.any(axis=1))
         index.append(where)
@@ -178,7 +184,7 @@ def build(wheel_path: Path, output: Path = OUTPUT) -> None:
     output.parent.mkdir(exist_ok=True)
     np.savez_compressed(
         output, rest=rest.astype(np.float32), triangles=triangles.astype(np.uint16), material=material,
-        openness=np.rint(255 * openness).astype(np.uint8), lip=np.rint(255 * np.clip(lip, 0, 1)).astype(np.uint8),
+        openness=np.rint(255 * openness).astype(np.uint8), lip=np.rint(255 * lip).astype(np.uint8),
         names=np.array(list(morphs)), starts=np.array(starts, np.int32),
         index=np.concatenate(index).astype(np.uint16), delta=np.concatenate(delta))
     print(f"{output}: {len(rest)} vertices, {len(triangles)} triangles, {len(morphs)} morph targets, "
