@@ -68,7 +68,8 @@ def batch_statistics_untouched(network: nn.Module) -> Iterator[None]:
 
     Masked copies have other statistics than the faces that inference sees.
     """
-    norms = [module for module in network.modules() if getattr(module, "track_running_stats", False)]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    norms = [module for module in network.modules() if isinstance(module, kinds) and module.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

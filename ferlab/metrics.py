@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 
 def classification(probabilities: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> dict:
@@ -15,15 +15,16 @@ def classification(probabilities: np.ndarray, labels: np.ndarray, classes: tuple
     known = np.asarray(labels) >= 0
     labels = np.asarray(labels)[known]
     predicted = np.asarray(probabilities)[known].argmax(1)
-    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    counts = matrix.sum(1)
-    recall = matrix.diagonal() / np.maximum(counts, 1)
+    count = len(classes)
+    matrix = np.bincount(labels * count + predicted, minlength=count * count).reshape(count, count)
+    counts, right = matrix.sum(1), matrix.diagonal()
     present = counts > 0
+    recall = right / np.maximum(counts, 1)
+    f1 = 2 * right / np.maximum(counts + matrix.sum(0), 1)
     return {
-        "accuracy": float((predicted == labels).mean()) if len(labels) else None,
-        "mean_class_accuracy": float(recall[present].mean()) if present.any() else None,
-        "macro_f1": float(f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0))
-        if present.any() else None,
+        "accuracy": _mean(predicted == labels, np.ones(len(labels), bool)),
+        "mean_class_accuracy": _mean(recall, present),
+        "macro_f1": _mean(f1, present),
         "recall": {name: float(r) if n else None for name, r, n in zip(classes, recall, counts, strict=True)},
         "counts": {name: int(n) for name, n in zip(classes, counts, strict=True)},
         "confusion_matrix": matrix.tolist(),
@@ -80,10 +81,10 @@ def relabelling_quality(
     wrong = known & (given != truth)
     now = np.where(noisy, soft.argmax(1), given)
     result = {
-        "right_if_wrong": _share(now == truth, noisy & wrong),
-        "right_if_clean": _share(now == truth, noisy & known & ~wrong),
-        "recovered": _share(now == truth, wrong),
-        "right_after": _share(now == truth, known),
+        "right_if_wrong": _mean(now == truth, noisy & wrong),
+        "right_if_clean": _mean(now == truth, noisy & known & ~wrong),
+        "recovered": _mean(now == truth, wrong),
+        "right_after": _mean(now == truth, known),
     }
     if votes is not None:
         rated = noisy & (votes.sum(1) > 0)
@@ -102,5 +103,5 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return entropy(m) - (entropy(p) + entropy(q)) / 2
 
 
-def _share(hit: np.ndarray, among: np.ndarray) -> float | None:
-    return float(hit[among].mean()) if among.any() else None
+def _mean(values: np.ndarray, among: np.ndarray) -> float | None:
+    return float(values[among].mean()) if among.any() else None

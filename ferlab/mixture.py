@@ -77,7 +77,7 @@ def fit_two_gaussians(
             variance[:] = (variance * weight).sum() / weight.sum()
         std = np.sqrt(np.maximum(variance, floor))
         weight = (weight / weight.sum()).clip(1e-9, 1 - 1e-9)
-        mixture = TwoGaussians(*mean.tolist(), *std.tolist(), float(weight[0]))
+        mixture = TwoGaussians(float(mean[0]), float(mean[1]), float(std[0]), float(std[1]), float(weight[0]))
         log_density = mixture.log_densities(values)
         total = np.logaddexp(*log_density)
         low_share = np.exp(log_density[0] - total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +178,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FerlabError(f"There is no weights file at {path}: give the path of a .pth or .safetensors checkpoint.")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
