@@ -71,7 +71,7 @@ class Recogniser:
             network.load_state_dict(state[part])
         except FerlabError:
             raise
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # whatever torch raises for what is no such checkpoint
             raise FerlabError(f"{path} does not fit the settings beside it (method {config.method}, backbone "
                               f"{config.backbone}): it belongs to another run; train again.") from error
         return cls(network, classes, config, about | {"epoch": state.get("epoch")})
