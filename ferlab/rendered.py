@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 
-VERSION = 2                       # part of the cache key: raise it whenever the same arguments give other bytes
+VERSION = 3                       # part of the cache key: raise it whenever the same arguments give other bytes
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
 FACES_PER_IDENTITY = 6
@@ -315,6 +315,14 @@ def _hairline(x, y, z, raised):
 
 
 @njit(cache=True, nogil=True)
+def _above_hairline(points, raised):
+    hairy = np.zeros(len(points), np.bool_)
+    for i in range(len(points)):
+        hairy[i] = _hairline(points[i, 0], points[i, 1], points[i, 2], raised) > 0
+    return hairy
+
+
+@njit(cache=True, nogil=True)
 def _grow(roots, lengths, style, forward, side, part, fringe, tied, phase, centre, radii, forehead):
     """Hair strands [K, 10, 3] from their roots [K, 3]: combed along the head, curled, falling, never across the face.
 
@@ -449,7 +457,7 @@ def _person(seed: int, identity: int) -> Person:
     style = rng.choice(list(STYLES), p=share / share.sum())
     strands, radius = _hair(rng, head, vertices, look, style)
     if style == "bald":
-        look = look._replace(hairline=0.4, scalp=0.3)
+        look = look._replace(hairline=0.4, scalp=0.15)
     anchor, weight, anchor_radius = _brows_and_beard(rng, look, who)
     glasses = _glasses(vertices, head, rng) if rng.random() < 0.12 else np.zeros((0, 10, 3))
     return Person(vertices, look, strands, radius, anchor, weight, anchor_radius, glasses)
@@ -461,7 +469,7 @@ def _hair(rng, head, vertices, look, name):
     triangles = head.triangles[head.material == SKIN]
     corner = head.rest[triangles]
     area = np.linalg.norm(np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]), axis=1)
-    hairy = np.array([_hairline(*point, look.hairline) > 0.0 for point in corner.mean(1)])
+    hairy = _above_hairline(corner.mean(1), look.hairline)
     count = 3000 if style.length > 0 else 0
     chosen = triangles[rng.choice(len(triangles), count, p=area * hairy / (area * hairy).sum())]
     u, v = np.sort(rng.random((2, count)), axis=0)
@@ -579,7 +587,7 @@ class Light(NamedTuple):
     background: np.ndarray    # [2, 3]: upper and lower colour
 
 
-DISTANCE, FRAME, PIVOT = 11.0, 2.2, np.array([0.0, 7.27, 0.5])
+DISTANCE, FRAME, PIVOT = 11.0, 2.2, np.array([0.0, 7.17, 0.5])
 SHADOW = 160                                            # pixels of the shadow map, which spans 3.6 dm
 
 
@@ -617,23 +625,32 @@ def _rasterise(points, triangles, push, depth, index, weight):
 
 
 @njit(cache=True, nogil=True)
+def _hidden(x, y, z, depth):
+    """Whether something stands well before the point, or it is outside of the picture."""
+    i, j = int(y), int(x)
+    return i < 0 or j < 0 or i >= depth.shape[0] or j >= depth.shape[1] or depth[i, j] < z - 0.06
+
+
+@njit(cache=True, nogil=True)
 def _draw_strands(points, radius, first, depth, index, weight):
     """Draw polylines [K, P, 3] of ``radius`` [K] pixels; their segments are numbered on from ``first``."""
     height, width = depth.shape
     count, length = points.shape[0], points.shape[1]
     for i in range(count):
         for p in range(length - 1):
-            ax, ay, az = points[i, p]
-            bx, by, bz = points[i, p + 1]
+            ax, ay, az = points[i, p, 0], points[i, p, 1], points[i, p, 2]
+            bx, by, bz = points[i, p + 1, 0], points[i, p + 1, 1], points[i, p + 1, 2]
+            if _hidden(ax, ay, az, depth) and _hidden(bx, by, bz, depth):
+                continue
             r = max(0.5, radius[i] * (1.0 - 0.75 * p / length))
             left, right = max(0, int(min(ax, bx) - r)), min(width - 1, int(max(ax, bx) + r))
             top, bottom = max(0, int(min(ay, by) - r)), min(height - 1, int(max(ay, by) + r))
             dx, dy = bx - ax, by - ay
-            square = dx * dx + dy * dy + 1e-9
+            per_square = 1.0 / (dx * dx + dy * dy + 1e-9)
             for row in range(top, bottom + 1):
                 for column in range(left, right + 1):
                     x, y = column + 0.5 - ax, row + 0.5 - ay
-                    t = min(1.0, max(0.0, (x * dx + y * dy) / square))
+                    t = min(1.0, max(0.0, (x * dx + y * dy) * per_square))
                     if (x - t * dx) ** 2 + (y - t * dy) ** 2 <= r * r:
                         z = az + t * (bz - az)
                         if z < depth[row, column]:
@@ -835,7 +852,7 @@ def _shade(size, head_triangles, material, position, normal, rest, openness, lip
                 seen = 0.55 + 0.45 * seen
             elif kind == TEETH_UPPER or kind == TEETH_LOWER:
                 gap = abs((abs(x) / 0.072) % 1.0 - 0.5)
-                shade = (0.35 + 0.65 * _smooth(1.15, 1.45, z)) * (1 - 0.45 * _smooth(0.40, 0.5, gap))
+                shade = (0.35 + 0.65 * _smooth(1.15, 1.45, z)) * (1 - 0.22 * _smooth(0.40, 0.5, gap))
                 colour[0], colour[1], colour[2] = 0.78 * shade, 0.74 * shade, 0.66 * shade
                 power, shine, seen = 60.0, 0.15, 1.0 if kind == TEETH_UPPER else 0.65
             elif kind == TONGUE:
@@ -945,7 +962,7 @@ def _draw(person: Person, units, camera: Camera, light: Light, size: int, noise:
     shadow, index_s, weight_s = _buffers(SHADOW, SHADOW)
     solid = head.triangles[head.material == SKIN]
     _rasterise(cast(position), solid, np.zeros(len(solid)), shadow, index_s, weight_s)
-    _draw_strands(cast(lines[:len(person.strands)]), person.radius * scale, 0, shadow, index_s, weight_s)
+    _draw_strands(cast(lines[:len(person.strands):2]), 1.5 * scale * person.radius[::2], 0, shadow, index_s, weight_s)
 
     image, cover = _shade(
         side, head.triangles, head.material, position, normal, head.rest, head.openness, head.lip, lines, 0,
@@ -1016,7 +1033,7 @@ def _camera(rng: np.random.Generator) -> Camera:
     angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.22, 0.4)
     colour = rng.uniform(0.05, 0.5) * rng.dirichlet([30, 26, 22]) * 2
     bar = (0.5 - depth * np.cos(angle), 0.55 - depth * np.sin(angle), angle, rng.uniform(0.07, 0.14), *colour)
-    return Camera(yaw, pitch, roll, zoom=rng.uniform(0.92, 1.1), shift=tuple(rng.normal(0, 0.05, 2)),
+    return Camera(yaw, pitch, roll, zoom=rng.uniform(0.92, 1.08), shift=tuple(rng.normal(0, 0.05, 2)),
                   exposure=rng.uniform(0.75, 1.2), blur=max(0.0, rng.uniform(-0.8, 0.45)), grain=rng.uniform(0, 0.02),
                   occluder=bar if rng.random() < 0.1 else None)
 
@@ -1041,10 +1058,9 @@ def _truth(count: int, split: int, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, split, 1]).permutation(np.repeat(np.arange(len(CLASSES)), counts))
 
 
-def _identities(count: int, split: int, seed: int) -> np.ndarray:
-    """Identity numbers int64 [count]; those of another split are other numbers."""
-    order = np.random.default_rng([seed, split, 2]).permutation(count)
-    return 1_000_000 * split + order // FACES_PER_IDENTITY
+def _identities(count: int, split: int) -> np.ndarray:
+    """Identity numbers int64 [count]: a person's faces follow one another, and no person is in two splits."""
+    return 1_000_000 * split + np.arange(count) // FACES_PER_IDENTITY
 
 
 def _face(seed: int, split: int, index: int, label: int, identity: int, size: int, units=None):
@@ -1172,7 +1188,7 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
     chunks = {}
     for split, count in counts.items():
         number = SPLITS.index(split)
-        truth, identity = _truth(count, number, seed), _identities(count, number, seed)
+        truth, identity = _truth(count, number, seed), _identities(count, number)
         for start in range(0, count, CHUNK):
             rows = slice(start, start + CHUNK)
             chunks[partial / f"{split}-{start:06d}.npz"] = (size, seed, number, start, truth[rows], identity[rows])
