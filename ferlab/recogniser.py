@@ -63,6 +63,8 @@ class Recogniser:
     @classmethod
     def _build(cls, config: Config, state: Any, part: str, about: dict[str, Any], path: Path) -> Recogniser:
         try:
+            if not isinstance(state, dict):
+                raise TypeError(f"a {type(state).__name__}, not a dict")
             classes = tuple(state["classes"])
             nobody = FaceSet(np.zeros((0, config.size, config.size), np.uint8), np.zeros(0, np.int64), classes)
             # the weights that training began with are not needed again
