@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
+from ferlab.model import DRFER
 from ferlab.runs import Run, write_whole
 from ferlab.training import collect, method_class
 
@@ -30,7 +30,7 @@ class Recogniser:
     about: where it comes from: the run's directory, epoch, settings, data and environment, as far as they are known.
     """
 
-    def __init__(self, network: nn.Module, classes: tuple[str, ...], config: Config, about: dict[str, Any]):
+    def __init__(self, network: DRFER, classes: tuple[str, ...], config: Config, about: dict[str, Any]):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.classes, self.config, self.about = tuple(classes), config, about
