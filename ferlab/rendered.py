@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 
-VERSION = 3                       # part of the cache key: raise it whenever the same arguments give other bytes
+VERSION = 4                       # part of the cache key: raise it whenever the same arguments give other bytes
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
 FACES_PER_IDENTITY = 6
@@ -428,7 +427,7 @@ def _person_look(rng: np.random.Generator, who: dict) -> Look:
         skin=skin, lips=lips, iris=np.asarray(iris), hair=hair, brow=brow, cloth=cloth,
         shadow=np.array([_linear(90, 60, 60), _linear(70, 70, 95), _linear(110, 78, 58)][rng.integers(3)]),
         make_up=float(woman and rng.random() < 0.7) * rng.uniform(0.25, 0.7), lash=rng.uniform(0.6, 1.0) if woman else rng.uniform(0.1, 0.5),
-        blush=rng.uniform(0.1, 0.5) * (1.3 if woman else 1), beard=float(man) * rng.choice([0.1, 0.35, 0.7]) * rng.uniform(0.5, 1),
+        blush=rng.uniform(0.1, 0.5) * (1.3 if woman else 1), beard=float(man) * rng.choice([0.15, 0.4, 1.0], p=[0.45, 0.3, 0.25]) * rng.uniform(0.78, 1),
         freckles=float(light > 0.7 and rng.random() < 0.25) * rng.uniform(0.3, 1), wrinkles=0.25 + 0.75 * who["old"],
         eye_bags=rng.uniform(0.1, 0.4) + 0.4 * who["old"],
         brow_width=rng.uniform(0.016, 0.026) if woman else rng.uniform(0.024, 0.040),
@@ -525,12 +524,23 @@ def _brows_and_beard(rng, look, who):
         tip = np.stack([sign * (x + length * np.cos(slope)), y + 0.7 * length * np.sin(slope)], 1)
         lines.append(np.stack([np.stack([sign * x, y], 1), tip], 1))
         radius.append(np.full(count, 0.0055))
+    if look.beard > 0.75:
+        x, y = rng.uniform(-0.62, 0.62, 5000), rng.uniform(6.2, 6.9, 5000)
+        side = np.abs(x)
+        moustache = (side < 0.25) & (y > 6.73 - 0.25 * side) & (y < 6.81 - 0.15 * side)
+        chin = (y < 6.44) & (side < rng.choice([0.2, 0.62])) | (side > 0.36) & (y < 6.42 + 1.1 * (side - 0.26)) & (side < 0.6)
+        x, y = x[moustache | chin][:1200], y[moustache | chin][:1200]
+        drop = rng.uniform(0.05, 0.09, len(x))
+        tip = np.stack([x * 1.04 + rng.normal(0, 0.015, len(x)), y - drop], 1)
+        lines.append(np.stack([np.stack([x, y], 1), tip], 1))
+        radius.append(np.full(len(x), 0.007))
     triangle, weight = _front_map()
     lines = np.concatenate(lines)
     column = np.clip(((lines[..., 0] + 1) / 0.005).astype(int), 0, 399)
     row = np.clip(((8.6 - lines[..., 1]) / 0.005).astype(int), 0, 519)
     anchor = triangle[row, column]
-    good = (anchor >= 0).all(1)
+    head, _ = _asset()
+    good = (anchor >= 0).all(1) & (head.rest[head.triangles[anchor[:, 0]], 2].mean(1) > 0.95)       # not on the neck
     return anchor[good], weight[row, column][good], np.concatenate(radius)[good]
 
 
@@ -968,13 +978,12 @@ def _draw(person: Person, units, camera: Camera, light: Light, size: int, noise:
         side, head.triangles, head.material, position, normal, head.rest, head.openness, head.lip, lines, 0,
         len(person.strands), len(person.strands) + len(short), index, weight, axes, scale, shadow, light.direction, light.key,
         light.sky, light.ground, light.rim, _creases(units, person.look), person.look)
-    parts = _parts(index, weight, head.triangles, moved)
     image += (1 - cover)[..., None] * _between(light.background, np.linspace(0, 1, side)[:, None, None])
     if camera.occluder:
         hidden, colour = _occluder(camera.occluder, side)
         image += hidden[..., None] * (colour * (light.sky + light.key)[None, None] - image)
-        parts = (parts * (1 - hidden.reshape(16, side // 16, 16, side // 16).mean((1, 3)))).astype(np.uint8)
-    return _film(image, camera, size, noise), parts
+        index[hidden > 0.5] = -1
+    return _film(image, camera, size, noise), _parts(index, weight, head.triangles, moved)
 
 
 def _between(ends, share):
@@ -1006,7 +1015,7 @@ def _film(image, camera, size, noise):
 
 @njit(cache=True, nogil=True)
 def _parts(index, weight, triangles, moved):
-    """Mean displacement of the visible skin in each cell of a 16 x 16 grid; 255 = 0.15 dm or more."""
+    """Mean displacement of the visible skin in each cell of a 16 x 16 grid; 255 = 0.2 dm or more."""
     side = len(index)
     total, pixels = np.zeros((16, 16)), np.zeros((16, 16))
     for row in range(side):
@@ -1018,7 +1027,7 @@ def _parts(index, weight, triangles, moved):
                 a, b, c = triangles[t]
                 v, w = weight[row, column]
                 total[i, j] += (1 - v - w) * moved[a] + v * moved[b] + w * moved[c]
-    return np.minimum(255.0, total / pixels * (255 / 0.15)).astype(np.uint8)
+    return np.minimum(255.0, total / pixels * (255 / 0.2)).astype(np.uint8)
 
 
 # ---------------------------------------------------------------------------------------------------------- data set
@@ -1100,15 +1109,15 @@ def render_face(units=None, identity: int = 0, yaw: float = 0.0, pitch: float = 
     return _draw(_person(seed, int(identity)), weights, Camera(yaw, pitch, roll), lamp, size)[0]
 
 
-def render_again(split: str, index: int, faces: FaceSet, units=None, size: int = 64, seed: int = 0) -> np.ndarray:
-    """Face ``index`` of a split of ``load`` once more, uint8 [size, size, 3]: same person, camera and light.
+def render_again(faces: FaceSet, index: int, units=None, size: int = 64, seed: int = 0) -> np.ndarray:
+    """Face ``index`` of a FaceSet of ``load`` once more, uint8 [size, size, 3]: same person, camera and light.
 
-    units: array [52] that replaces its expression (zeros = the face at rest); None = its own. ``faces`` is that split as
-    ``load`` returned it with the same seed.
+    units: array [52] that replaces its expression (zeros = the face at rest); None = its own. seed: that of ``load``.
     """
     _check_size(size)
+    _, split, number = str(faces.names[index]).split("-")
     own = faces.extras["units"][index] if units is None else np.asarray(units, float)
-    return _face(seed, SPLITS.index(split), index, int(faces.truth[index]), int(faces.extras["identity"][index]), size, own)[0]
+    return _face(seed, SPLITS.index(split), int(number), int(faces.truth[index]), int(faces.extras["identity"][index]), size, own)[0]
 
 
 def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, test: int = 1500,
@@ -1125,7 +1134,7 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
         mixture   float32 [N, 8]       share of each class in the pose; max < 1 marks a blend, argmax = truth
         identity  int64   [N]          number of the person; no person is in two splits
         units     float32 [N, 52]      weights of UNITS
-        parts     uint8   [N, 16, 16]  where the expression moved the visible skin; 255 = 1.5 cm or more
+        parts     uint8   [N, 16, 16]  where the expression moved the visible skin; 255 = 2 cm or more
 
     Raises FerlabError for arguments out of range and for a cache that cannot be written or read.
     """
@@ -1174,11 +1183,12 @@ def _render_chunk(path: Path, size: int, seed: int, split: int, start: int, trut
     faces = [_face(seed, split, start + i, int(label), int(person), size)
              for i, (label, person) in enumerate(zip(truth, identity, strict=True))]
     images, parts, expressions = zip(*faces, strict=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    with open(unfinished, "wb") as file:
         np.savez(file, images=np.stack(images), parts=np.stack(parts), truth=truth, identity=identity,
                  **{key: np.stack([getattr(each, key) for each in expressions]).astype(np.float32)
                     for key in ("mixture", "units", "votes")})
-    os.replace(file.name, path)
+    os.replace(unfinished, path)
 
 
 def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], workers, progress) -> None:
@@ -1197,7 +1207,7 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
     total = sum(counts.values())
     done = total - sum(len(task[-1]) for task in todo.values())
     with tqdm(total=total, initial=done, desc=f"rendering faces ({size} px)", unit="face", disable=hidden) as bar, \
-            ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+            ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         futures = [(pool.submit(_render_chunk, path, *task), len(task[-1])) for path, task in todo.items()]
         try:
             for future, faces in futures:
@@ -1206,7 +1216,8 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    joined = Path(tempfile.mkdtemp(dir=folder.parent, prefix=folder.name + "."))
+    joined = folder.with_name(f"{folder.name}.{os.getpid()}")
+    joined.mkdir(exist_ok=True)
     for split, count in counts.items():
         paths = [path for path in chunks if path.name.startswith(split)]
         if count:
