@@ -69,7 +69,7 @@ def class_average_precision(
     return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragma: no cover (compiled)
     """Adds to total [Q, C] the precision at each relevant item, rank by rank of the gallery in ``order`` [Q, N]."""
     hits = np.zeros(total.shape[1])

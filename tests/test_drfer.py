@@ -1,0 +1,256 @@
+"""DR-FER in the training loop: each part off alone, the bookkeeping of the split, soft labels, neighbours."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training import bars, settings, weights
+
+from ferlab.data import Splits
+from ferlab.drfer import DRFERMethod
+from ferlab.masking import random_patch_mask
+from ferlab.retrieval import class_average_precision, relabel
+from ferlab.training import Batch, Collection, Trainer, train
+
+
+def splits(count=240, wrong=0.25):
+    return Splits(bars(count, wrong), None, None)
+
+
+def prepared(count=240, wrong=0.25, **changes):
+    """A trainer before its first step, losses that tell the wrong labels, and embeddings that tell the true class."""
+    trainer = Trainer(settings(**{"method": "drfer", "split": "shared", "epochs": 9} | changes), splits(count, wrong))
+    faces, rng = trainer.splits.train, np.random.default_rng(1)
+    wrongly = torch.from_numpy(faces.labels != faces.truth)
+    losses = torch.from_numpy(rng.normal(0.3, 0.1, count)).float() + 2 * wrongly
+    embedding = F.normalize(torch.from_numpy(np.eye(3)[faces.truth] + rng.normal(0, 0.1, (count, 3))).float(), dim=1)
+    trainer.method.history = losses[None]
+    return trainer, wrongly, embedding
+
+
+def a_batch(trainer, count=32):
+    index = torch.arange(count)
+    images, _ = next(trainer.batches(trainer.splits.train, index, count))
+    return Batch(images, index)
+
+
+def terms(trainer, seed=0):
+    trainer.network.train()
+    return trainer.method.loss(trainer.network, a_batch(trainer), torch.Generator().manual_seed(seed))
+
+
+ALL_OFF = {"split": "off", "masked_modelling": False, "contrastive": False}
+
+
+def test_with_every_part_off_it_is_plain_training():
+    off, plain = (train(config, splits(96)) for config in (settings(method="drfer", **ALL_OFF), settings()))
+    assert torch.equal(weights(off), weights(plain))
+    assert (off.method.clean_probability == 1).all() and off.method.history.numel() == 0
+
+
+@pytest.mark.parametrize("part, term", [("masked_modelling", "masked_modelling"), ("contrastive", "contrastive")])
+def test_each_loss_can_be_switched_off_alone(part, term):
+    on, off = terms(prepared()[0]), terms(prepared(**{part: False})[0])
+    assert set(on) == {"cross_entropy", "masked_modelling", "contrastive"} and set(off) == set(on) - {term}
+    for name in off:
+        assert off[name].item() == on[name].item()  # the others are as they were
+
+
+def test_terms_are_weighted_by_their_settings():
+    first = prepared(mask_weight=0.1, contrastive_weight=0.1)[0]
+    second = prepared(mask_weight=0.3, contrastive_weight=0.2)[0]
+    terms(first), terms(second)  # the contrastive term begins once classes have been seen
+    before, after = terms(first), terms(second)
+    assert after["masked_modelling"].item() == pytest.approx(3 * before["masked_modelling"].item(), rel=1e-4)
+    assert after["contrastive"].item() == pytest.approx(2 * before["contrastive"].item(), rel=1e-4)
+    assert after["contrastive"] > 0
+
+
+@pytest.mark.parametrize("split", ["class", "shared"])
+def test_split_finds_the_wrong_labels_and_keeps_the_books(split):
+    trainer, wrongly, embedding = prepared(split=split, relabel_weight=0.5)
+    method = trainer.method
+    record = method.split_and_relabel(embedding)["split"]
+    given, truth = method.given, torch.from_numpy(trainer.splits.train.truth)
+    assert torch.equal(method.noisy, wrongly) and torch.equal(method.noisy, method.clean_probability < 0.5)
+    assert torch.allclose(method.new_targets.sum(1), torch.ones(240), atol=1e-5) and (method.new_targets >= 0).all()
+    assert torch.equal(method.new_targets[~wrongly], F.one_hot(given, 3)[~wrongly].float())
+    assert torch.equal(method.new_targets.argmax(1), truth)  # embeddings tell the true class, so retrieval does
+    assert torch.equal(method.weight, torch.where(wrongly, 0.5, 1.0))
+    assert record["clean_precision"] == record["recovered"] == record["right_after"] == record["auroc"] == 1.0
+    assert set(record["status"].values()) == {"split" if split == "class" else "shared"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "chance", "balanced"])
+@pytest.mark.parametrize("keep_given", [True, False])
+def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind, keep_given):
+    trainer, wrongly, embedding = prepared(
+        average_precision=kind, keep_given=keep_given, sharpness=1.5, top_k=60, clean_threshold=0.9)
+    method = trainer.method
+    method.history[0, :40] = torch.linspace(0.6, 2.0, 40)  # some in doubt
+    method.split_and_relabel(embedding)
+    noisy, w = method.noisy, method.clean_probability[method.noisy][:, None]
+    precision = class_average_precision(embedding[noisy], embedding[~noisy], method.given[~noisy], 3, 60,
+                                        kind == "balanced", kind == "chance")
+    expected = relabel(precision, 1.5)
+    if keep_given:
+        assert (w > 0.1).any()
+        expected = w * F.one_hot(method.given[noisy], 3) + (1 - w) * expected
+    assert torch.allclose(method.new_targets[noisy], expected, atol=1e-6)
+
+
+def test_without_relabelling_noisy_faces_are_left_out():
+    trainer, wrongly, embedding = prepared(relabelling=False)
+    trainer.method.split_and_relabel(embedding)
+    assert torch.equal(trainer.method.weight, (~wrongly).float())
+    assert torch.equal(trainer.method.new_targets, trainer.method.targets)
+    before = terms(trainer)["cross_entropy"].item()
+    trainer.method.new_targets[wrongly] = torch.tensor([0.0, 0.0, 1.0])
+    assert wrongly[:32].any() and terms(trainer)["cross_entropy"].item() == before
+
+
+def test_split_averages_the_last_collections():
+    trainer, wrongly, embedding = prepared(smooth_collections=3)
+    losses, swing = trainer.method.history[0], 5 * torch.randn(240, generator=torch.Generator().manual_seed(2))
+    trainer.method.history = torch.stack([100 * torch.rand(240), losses + swing, losses - swing, losses])
+    trainer.method.split_and_relabel(embedding)
+    assert torch.equal(trainer.method.noisy, wrongly)
+
+
+@pytest.mark.parametrize("evidence", ["margin", "both"])
+def test_retrieval_margin_as_evidence_finds_wrong_labels_that_the_loss_does_not(evidence):
+    trainer, wrongly, embedding = prepared(evidence=evidence)
+    trainer.method.history = torch.rand(1, 240, generator=torch.Generator().manual_seed(3))  # tells nothing
+    trainer.method.split_and_relabel(embedding)
+    assert (trainer.method.noisy == wrongly).float().mean() > (0.95 if evidence == "margin" else 0.9)
+
+
+def test_losses_that_do_not_separate_leave_everything_clean():
+    trainer, _, embedding = prepared()
+    trainer.method.history = torch.ones(1, 240)
+    trainer.method.split_and_relabel(embedding)
+    assert not trainer.method.noisy.any() and (trainer.method.weight == 1).all()
+    assert torch.equal(trainer.method.new_targets, trainer.method.targets)
+
+
+def test_a_split_without_a_clean_face_leaves_something_to_train_on():
+    trainer, _, embedding = prepared(clean_threshold=1.0)
+    trainer.method.history = torch.linspace(0, 1, 240)[None] ** 3
+    trainer.method.split_and_relabel(embedding)
+    assert trainer.method.weight.sum() > 0
+    state = trainer.method.state(trainer)
+    assert len(state["neighbours"]) == 240
+
+
+def test_splits_follow_the_schedule():
+    trainer, _, embedding = prepared(epochs=12, warm_up=4, interval=3, smooth_collections=2)
+    method, collected = trainer.method, []
+
+    def collect(faces):
+        collected.append(epoch)
+        return Collection(torch.randn(240, 3, generator=torch.Generator().manual_seed(epoch)), embedding)
+
+    trainer.collect = collect
+    split = []
+    for epoch in range(1, 13):
+        if "split" in method.after_epoch(epoch, trainer):
+            split.append(epoch)
+    assert split == [4, 7, 10]
+    # the collections that a split averages are those of its epoch and just before
+    assert {3, 4, 6, 7, 9, 10} <= set(collected) and min(collected) >= 2
+
+
+def test_masked_copies_leave_batch_norm_to_the_faces():
+    with_copies, without = prepared()[0], prepared(masked_modelling=False)[0]
+    terms(with_copies), terms(without)
+    first, second = with_copies.network.state_dict(), without.network.state_dict()
+    running = [name for name in first if "running" in name or "tracked" in name]
+    assert len(running) > 20 and all(torch.equal(first[name], second[name]) for name in running)
+
+
+def test_masked_modelling_reconstructs_hidden_patches_of_a_share_of_the_batch():
+    trainer = prepared(mask_share=0.25, mask_ratio=0.5)[0]
+    batch, network = a_batch(trainer), trainer.network.train()
+    loss = trainer.method.masked_modelling(network, batch.images, torch.Generator().manual_seed(4))
+    mask = random_patch_mask(8, 4, 0.5, torch.Generator().manual_seed(4))
+    pixels = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
+    faces = batch.images[:8]
+    predicted = network.reconstruct(torch.where(pixels, 0.0, faces))
+    assert loss.item() == pytest.approx(((predicted - faces)[pixels] ** 2).mean().item(), rel=1e-4)
+
+
+def test_class_distributions_are_of_clean_faces_only():
+    trainer, wrongly, _ = prepared()
+    trainer.method.clean_probability = (~wrongly).float()
+    terms(trainer)
+    network = trainer.network
+    with torch.no_grad():
+        embedding = prepared()[0].network.train()(a_batch(trainer).images).embedding
+    given = trainer.method.given[:32]
+    for c in range(3):
+        chosen = embedding[(given == c) & ~wrongly[:32]]
+        assert torch.allclose(trainer.method.distributions.mean[c], chosen.mean(0), atol=1e-5)
+    assert network.training and wrongly[:32].any()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(settings(method="drfer", epochs=7, warm_up=5, split="shared"), splits())
+
+
+def test_training_finds_and_mends_wrong_labels(trained):
+    record = trained.records[-2]["split"]
+    assert record["auroc"] > 0.95 and record["clean_precision"] > 0.95 and record["right_after"] > 0.9
+
+
+def test_state_is_in_the_order_of_the_faces(trained):
+    state, faces = trained.state(), trained.splits.train
+    rows = np.array([200, 3, 77])
+    collected = trained.collect(faces.subset(rows))
+    assert np.allclose(state["probability"][rows], collected.logits.softmax(1), atol=1e-4)
+    assert np.allclose(state["embedding"][rows], collected.embedding, atol=2e-3)
+    loss = F.cross_entropy(collected.logits, torch.from_numpy(faces.labels[rows]), reduction="none")
+    assert np.allclose(state["loss"][rows], loss, atol=1e-4)
+    assert np.allclose(state["soft_label"].sum(1), 1, atol=1e-5)
+    assert state["loss_history"].shape[1] == 240 and len(state["loss_history"]) >= 3
+
+
+def test_neighbours_are_the_nearest_clean_faces_never_the_face_itself(trained):
+    state, noisy = trained.state(), trained.method.noisy.numpy()
+    assert noisy.any()
+    similarity = trained.collect(trained.splits.train).embedding.numpy()
+    similarity = similarity @ similarity.T
+    for row, neighbours in enumerate(state["neighbours"]):
+        assert row not in neighbours and not noisy[neighbours].any() and len(set(neighbours)) == 10
+        others = np.flatnonzero(~noisy & (np.arange(240) != row))
+        best = np.sort(similarity[row, others])[::-1][:10]
+        assert np.allclose(similarity[row, neighbours], best, atol=1e-5)
+
+
+def test_average_precision_of_a_clean_face_is_without_itself(trained):
+    state, noisy, labels = trained.state(), trained.method.noisy.numpy(), trained.splits.train.labels
+    embedding = trained.collect(trained.splits.train).embedding.numpy()
+    kind = trained.config.average_precision
+    for row in [*np.flatnonzero(~noisy)[:3], *np.flatnonzero(noisy)[:3]]:
+        gallery = ~noisy & (np.arange(240) != row)
+        expected = class_average_precision(embedding[[row]], embedding[gallery], labels[gallery], 3,
+                                           balanced=kind == "balanced", chance_corrected=kind == "chance")
+        assert np.allclose(state["average_precision"][row], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("clean", [1, 4, 10])
+def test_a_small_clean_gallery_still_gives_no_face_itself_as_neighbour(clean):
+    trainer, _, _ = prepared()
+    trainer.method.clean_probability = (torch.arange(240) < clean).float()
+    for row, neighbours in enumerate(trainer.method.state(trainer)["neighbours"]):
+        assert row not in neighbours and all(n < clean for n in neighbours)
+
+
+def test_method_is_one_that_the_loop_can_save():
+    trainer, _, embedding = prepared()
+    trainer.method.split_and_relabel(embedding)
+    fresh = DRFERMethod(trainer.config, trainer.splits.train)
+    fresh.build_network()
+    fresh.load_state_dict(trainer.method.state_dict())
+    for name, value in trainer.method.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name])
