@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 
-VERSION = 4                       # part of the cache key: raise it whenever the same arguments give other bytes
+VERSION = 5                       # part of the cache key: raise it whenever the same arguments give other bytes
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
 FACES_PER_IDENTITY = 6
@@ -39,8 +39,8 @@ PROTOTYPES = {
         (0.55, "mouthSmile_ 1.05 cheekSquint_ .7 eyeSquint_ .1 mouthUpperUp_ .45 mouthLowerDown_ .15 jawOpen .14"),
         (0.45, "mouthSmile_ 1.05 cheekSquint_ .8 eyeSquint_ .15 mouthUpperUp_ .55 mouthLowerDown_ .35 jawOpen .3")],
     "surprise": [
-        (0.7, "browInnerUp 1 browOuterUp_ 1 eyeWide_ .9 jawOpen .75 mouthFunnel .3"),
-        (0.3, "browInnerUp 1 browOuterUp_ 1.1 eyeWide_ .85 jawOpen .4 mouthPucker .25")],
+        (0.7, "browInnerUp 1.1 browOuterUp_ 1.1 eyeWide_ .9 jawOpen .8 mouthFunnel .3"),
+        (0.3, "browInnerUp 1.1 browOuterUp_ 1.2 eyeWide_ .9 jawOpen .5 mouthPucker .25")],
     "sadness": [
         (0.65, "browInnerUp 1.35 browDown_ .25 mouthFrown_ 1 mouthShrugLower .6 eyeSquint_ .15 eyeBlink_ .12 eyeLookDown_ .2"),
         (0.35, "browInnerUp 1.35 mouthFrown_ .9 mouthShrugLower .9 mouthPress_ .3 eyeBlink_ .22 eyeLookDown_ .5 cheekSquint_ .2")],
@@ -50,18 +50,18 @@ PROTOTYPES = {
         (0.4, "browDown_ 1.4 browOuterUp_ .35 eyeSquint_ .25 eyeWide_ .6 jawOpen .25 mouthUpperUp_ .55 mouthLowerDown_ .9"
               " mouthStretch_ .3 noseSneer_ .45 mouthFunnel .35")],
     "disgust": [
-        (0.65, "noseSneer_ 1.3 mouthUpperUp_ 1 browDown_ .55 cheekSquint_ .7 eyeSquint_ .4 mouthFrown_ .45 mouthShrugLower .4"),
-        (0.35, "noseSneer_ 1.2 mouthUpperUp_ .9 browDown_ .5 cheekSquint_ .5 eyeSquint_ .5 mouthLowerDown_ .5 jawOpen .18"
+        (0.65, "noseSneer_ 1.3 mouthUpperUp_ 1 browDown_ .55 cheekSquint_ .7 eyeSquint_ .25 mouthFrown_ .45 mouthShrugLower .4"),
+        (0.35, "noseSneer_ 1.2 mouthUpperUp_ .9 browDown_ .5 cheekSquint_ .5 eyeSquint_ .3 mouthLowerDown_ .5 jawOpen .18"
                " tongueOut .25 mouthFrown_ .5")],
     "fear": [
         (0.7, "browInnerUp 1.1 browOuterUp_ .45 browDown_ .4 eyeWide_ 1.15 mouthStretch_ 1.1 mouthLowerDown_ .55 jawOpen .22"
               " mouthFrown_ .25"),
-        (0.3, "browInnerUp 1.1 browOuterUp_ .5 browDown_ .35 eyeWide_ 1.1 mouthStretch_ .9 jawOpen .42 mouthLowerDown_ .4")],
+        (0.3, "browInnerUp 1.1 browOuterUp_ .5 browDown_ .35 eyeWide_ 1.1 mouthStretch_ 1.1 jawOpen .3 mouthLowerDown_ .5")],
     "contempt": [
-        (0.5, "mouthSmileLeft .75 mouthDimpleLeft .3 mouthPressLeft .35 mouthPressRight .35 cheekSquintLeft .25 mouthLeft .2"
-              " browOuterUpRight .45 browDownLeft .25 eyeSquintLeft .3 eyeBlink_ .15"),
-        (0.5, "mouthSmileRight .75 mouthDimpleRight .3 mouthPressRight .35 mouthPressLeft .35 cheekSquintRight .25 mouthRight .2"
-              " browOuterUpLeft .45 browDownRight .25 eyeSquintRight .3 eyeBlink_ .15")],
+        (0.5, "mouthSmileLeft .95 mouthDimpleLeft .3 mouthPressLeft .3 mouthPressRight .4 mouthFrownRight .2 cheekSquintLeft .3 mouthLeft .3"
+              " browOuterUpRight .6 browDownLeft .3 eyeSquintLeft .2 eyeBlink_ .1"),
+        (0.5, "mouthSmileRight .95 mouthDimpleRight .3 mouthPressRight .3 mouthPressLeft .4 mouthFrownLeft .2 cheekSquintRight .3 mouthRight .3"
+              " browOuterUpLeft .6 browDownRight .3 eyeSquintRight .2 eyeBlink_ .1")],
 }
 CONFUSED = {"neutral": "sadness contempt", "happiness": "contempt surprise", "surprise": "fear happiness",
             "sadness": "neutral fear", "anger": "disgust sadness", "disgust": "anger contempt",
@@ -181,7 +181,7 @@ def _expression(rng: np.random.Generator, label: int) -> Expression:
 
     name, mixture = CLASSES[label], np.zeros(len(CLASSES))
     mixture[label] = 1.0
-    weights, intensity = pose(name), rng.uniform(0.65, 1.15)
+    weights, intensity = pose(name), rng.uniform(0.7, 1.15)
     others = CONFUSED[name].split() if rng.random() < 0.75 else [other for other in CLASSES if other != name]
     other, share, blended, leaking = rng.choice(others), rng.uniform(0.1, 0.4), rng.random() < 0.25, rng.random() < 0.6
     second = pose(other)
@@ -397,6 +397,7 @@ def _weights_of_people(rng: np.random.Generator, names: tuple[str, ...]) -> tupl
             weights[s] = sex[gender] * ages[stage] * max(0.0, weight if extreme == "maxweight" else -weight)
         elif kind == "shape":
             spread = 0.2 if rest.startswith(("head-", "forehead-", "chin-", "mouth-")) else 0.3
+            spread = 0.1 if rest in ("mouth-angles-up", "eyebrows-angle-up", "eye-height2-incr") else spread    # no moods
             weights[s] = np.clip(rng.normal(0, spread), -2 * spread, 2 * spread) + FEMININE.get(rest, 0.0) * (-0.5 if male else 1)
     return weights, {"male": male, "age": age, "old": old, **origin}
 
