@@ -36,10 +36,10 @@ class TwoGaussians:
         The log-odds is a parabola whose vertex lies outside [low, high]; values beyond the vertex, where a wide
         component would win back the far tail, count as the vertex itself.
         """
-        precision = 1 / np.array([self.low_std, self.high_std]) ** 2
-        difference = precision[0] - precision[1]
-        if abs(difference) > 1e-9 * precision.sum():
-            vertex = (self.low * precision[0] - self.high * precision[1]) / difference
+        low_precision, high_precision = self.low_std**-2, self.high_std**-2
+        difference = low_precision - high_precision
+        if difference:
+            vertex = self.low - (self.high - self.low) * high_precision / difference
             values = np.maximum(values, vertex) if difference > 0 else np.minimum(values, vertex)
         low, high = (values - self.low) / self.low_std, (values - self.high) / self.high_std
         log_odds = np.log(self.low_weight / (1 - self.low_weight) * self.high_std / self.low_std)

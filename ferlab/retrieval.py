@@ -15,6 +15,7 @@ from torch import Tensor
 from ferlab.errors import FerlabError
 
 
+@torch.no_grad()
 def class_average_precision(
     queries: Tensor | np.ndarray,
     gallery: Tensor | np.ndarray,

@@ -47,7 +47,7 @@ def test_posterior_is_scikit_learns(tied, separation):
         assert np.abs(mixture.low_probability(losses) - posterior)[middle].max() < 0.005
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(low=st.floats(-3, 3), gap=st.floats(0, 10), low_std=st.floats(1e-3, 5), high_std=st.floats(1e-3, 5),
        weight=st.floats(0.01, 0.99))
 def test_clean_probability_never_rises_with_the_loss(low, gap, low_std, high_std, weight):

@@ -76,6 +76,8 @@ def test_average_precision_takes_numpy_and_torch_in_any_chunks(ranking):
     assert torch.equal(ours, class_average_precision(queries, gallery, labels.astype(np.int32), 4, chunk=1))
     single = class_average_precision(torch.from_numpy(queries).half(), torch.from_numpy(gallery).bfloat16(), labels, 4)
     assert single.dtype == torch.float32 and torch.allclose(single.double(), ours, atol=1e-6)
+    training = torch.from_numpy(queries).requires_grad_()
+    assert torch.equal(class_average_precision(training, gallery, labels, 4), ours)
     assert class_average_precision(queries[:0], gallery, labels, 4).shape == (0, 4)
 
 
