@@ -1,0 +1,501 @@
+"""Every picture of the README and the notebooks: one style, and one fixed colour an emotion.
+
+    plots.labelled_faces(faces.images[:16], faces.labels[:16], faces.truth[:16], faces.classes)
+
+Each function takes arrays and returns its ``Picture``, which a notebook shows when it is the last value of a cell.
+``python -m ferlab.plots`` (or ``make figures``) draws those of ``FIGURES`` into figures/, from rendered faces only.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+
+from ferlab.data import FaceSet
+from ferlab.errors import FerlabError
+from ferlab.mixture import TwoGaussians
+
+# Ours: chosen so that any two differ by at least 30 (CIE76), to normal eyes and to protanopes, deuteranopes and
+# tritanopes (Machado's simulation; tests/test_plots.py measures it). Names stand beside them all the same.
+EMOTIONS = {
+    "neutral": "#c2c2c2",
+    "happiness": "#f7c010",
+    "surprise": "#68bcf7",
+    "sadness": "#05169b",
+    "anger": "#bb6806",
+    "disgust": "#04784d",
+    "fear": "#82468a",
+    "contempt": "#1f0601",
+}
+CLEAN, WRONG = "#a9bcc6", "#d6006c"  # right and wrong labels, in every picture; wrong ones are hatched or framed too
+# Runs and methods (Okabe and Ito), each with its own dash.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+STYLE: Any = {
+    "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
+    "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
+    "axes.spines.right": False, "figure.dpi": 90, "savefig.dpi": 90, "image.cmap": "gray", "lines.linewidth": 2.2,
+    "hatch.linewidth": 0.8,
+}
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook as a small PNG, whatever the backend, and that nobody has to close."""
+
+    def png(self) -> bytes:
+        """The picture as PNG in at most 256 colours: a third of the usual size."""
+        buffer = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            self.savefig(buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)
+        pixels = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+        pixels.save(buffer, format="png", optimize=True)
+        return buffer.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython import display
+
+        display.display(display.Image(data=self.png()))
+
+
+_Plot = TypeVar("_Plot", bound=Callable[..., Picture])
+
+
+def _styled(plot: _Plot) -> _Plot:
+    """The same function, drawing in ``STYLE``."""
+
+    @functools.wraps(plot)
+    def styled(*args: Any, **options: Any) -> Picture:
+        with mpl.rc_context(STYLE):
+            return plot(*args, **options)
+
+    return cast(_Plot, styled)
+
+
+def class_colours(classes: Sequence[str]) -> list[str]:
+    """A colour for each class: its own for the eight emotions (by name), those in turn for any other names."""
+    others = list(EMOTIONS.values())
+    return [EMOTIONS.get(name, others[i % len(others)]) for i, name in enumerate(classes)]
+
+
+def _ink(colour: str) -> str:
+    """Black or white, whichever is read more easily on ``colour``."""
+    return "black" if np.dot(to_rgb(colour), (0.299, 0.587, 0.114)) > 0.5 else "white"
+
+
+def _figure(rows: int, columns: int, width: float, height: float, title: str = "", **options: Any
+            ) -> tuple[Picture, np.ndarray]:
+    """A picture of width x height inches with axes [rows, columns]."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    if title:
+        figure.suptitle(title)
+    return figure, axes
+
+
+def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False) -> None:
+    """Draw an image uint8 [H, W] or [H, W, 3] with a title; wrong = framed, title in the same colour."""
+    axes.imshow(image, vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=wrong, color=WRONG, linewidth=4)
+    if title:
+        axes.set_title(title, fontsize=11, pad=5, color=WRONG if wrong else "black")
+
+
+# -------------------------------------------------------------------------------------------------------------- faces
+
+@_styled
+def face_grid(images: Any, captions: Sequence[str] = (), wrong: Sequence[bool] | None = None, columns: int = 8,
+              row_names: Sequence[str] = (), title: str = "", size: float = 1.25) -> Picture:
+    """Faces in rows of ``columns``.
+
+    images: uint8 [N, H, W] or [N, H, W, 3]. captions: one a face, or one a column (then above the first row only).
+    wrong: bool [N], True = framed. row_names: to the left of each row. size: side of a face in inches.
+    """
+    count, columns = len(images), min(columns, max(1, len(images)))
+    rows = max(1, -(-count // columns))
+    every = len(captions) > columns or rows == 1
+    lines = max((text.count("\n") + 1 for text in captions), default=0)
+    height = size * rows + 0.22 * lines * (rows if every else 1) + 0.3 * bool(title)
+    figure, axes = _figure(rows, columns, size * columns + 0.9 * bool(row_names), height, title)
+    for i, each in enumerate(axes.flat):
+        if i >= count:
+            each.set_axis_off()
+            continue
+        text = captions[i] if i < len(captions) and (every or i < columns) else ""
+        _face(each, images[i], text, wrong is not None and bool(wrong[i]))
+    for each, name in zip(axes[:, 0], row_names):
+        each.set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def labelled_faces(images: Any, given: np.ndarray, truth: np.ndarray | None, classes: Sequence[str], columns: int = 8,
+                   title: str = "") -> Picture:
+    """Faces [N] under their given label; a wrong one is framed, and its true class named below it.
+
+    given, truth: int [N]; truth may be None, or -1 for a face whose class nobody knows.
+    """
+    given = np.asarray(given)
+    truth = np.full(len(given), -1) if truth is None else np.asarray(truth)
+    wrong = (truth >= 0) & (truth != given)
+    captions = [f"{classes[g]}\n{f'truly {classes[t]}' if w else ' '}" if wrong.any() else classes[g]
+                for g, t, w in zip(given, truth, wrong)]
+    return face_grid(images, captions, wrong, columns, title=title, size=1.4)
+
+
+@_styled
+def vote_bars(images: Any, votes: np.ndarray, classes: Sequence[str], captions: Sequence[str] = (), columns: int = 2,
+              title: str = "") -> Picture:
+    """Each face beside a bar that stacks its raters' votes; votes [N, C], not negative, the same sum not required."""
+    votes, rows = np.asarray(votes), -(-len(images) // columns)
+    figure, axes = _figure(rows, 2 * columns, 5.2 * columns, 1.22 * rows + 0.8, title, width_ratios=[1, 3.6] * columns)
+    colours, most = class_colours(classes), max(1.0, float(votes.sum(1).max()))
+    for each in axes.flat[2 * len(images):]:
+        each.set_axis_off()
+    for i, (image, counts) in enumerate(zip(images, votes)):
+        face, bar = axes.flat[2 * i:2 * i + 2]
+        _face(face, image)
+        starts = np.cumsum(counts) - counts
+        for c in np.flatnonzero(counts).tolist():
+            bar.barh(0, counts[c], left=starts[c], color=colours[c], edgecolor="white", height=0.5)
+            name = classes[c] if counts[c] >= 0.23 * most else classes[c][:3]
+            if counts[c] >= 0.09 * most:
+                middle = starts[c] + counts[c] / 2
+                bar.text(middle, 0, name, ha="center", va="center", fontsize=11, color=_ink(colours[c]))
+        bar.set(xlim=(0, most), ylim=(-0.5, 0.5), xticks=[], yticks=[])
+        bar.spines[:].set_visible(False)
+        if captions:
+            bar.set_title(captions[i], loc="left", fontsize=12, pad=-6)
+    seen = np.flatnonzero(votes.sum(0)).tolist()
+    figure.legend([Patch(color=colours[c]) for c in seen], [classes[c] for c in seen], loc="outside lower center",
+                  ncols=min(8, len(seen)), handlelength=1, columnspacing=1)
+    return figure
+
+
+@_styled
+def heat_on_faces(images: Any, maps: np.ndarray, captions: Sequence[str] = (), peak: float | None = None,
+                  title: str = "") -> Picture:
+    """Faces, and below each the same with a map laid over it: bright = high.
+
+    maps: [N, g, g], not negative, of any resolution. peak: the value that is drawn brightest, None = each map's own
+    highest, so that only the place can be compared and not the amount.
+    """
+    figure, axes = _figure(2, len(images), 1.3 * len(images), 2.75 + 0.3 * bool(title), title)
+    for column, image, heat in zip(axes.T, images, np.asarray(maps, np.float32)):
+        height, width = image.shape[:2]
+        smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BICUBIC)
+        shown = np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
+        _face(column[0], image)
+        _face(column[1], image)
+        column[1].imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown))
+    for each, text in zip(axes[0], captions):
+        each.set_title(text, fontsize=12, pad=5)
+    return figure
+
+
+@_styled
+def crops(image: np.ndarray, boxes: Mapping[str, tuple[float, float, float]], size: int = 48,
+          title: str = "") -> Picture:
+    """An image with boxes drawn on it, and beside it what each cuts out, as a network of ``size`` pixels sees it.
+
+    boxes: {name: (left, top, side)} in pixels of the image.
+    """
+    figure, axes = _figure(1, 1 + len(boxes), 1.9 * (1 + len(boxes)), 2.3 + 0.3 * bool(title), title)
+    _face(axes[0, 0], image, "whole image")
+    for each, (name, (left, top, side)), colour, dash in zip(axes[0, 1:], boxes.items(), LINES, DASHES):
+        box = Rectangle((left, top), side, side, fill=False, edgecolor=colour, linestyle=dash, linewidth=2.5)
+        axes[0, 0].add_patch(box)
+        cut = Image.fromarray(image).crop((round(left), round(top), round(left + side), round(top + side)))
+        _face(each, np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)), name)
+        each.spines[:].set(visible=True, color=colour, linestyle=dash, linewidth=2.5)
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+@_styled
+def class_counts(counts: np.ndarray, classes: Sequence[str], log: bool = False, title: str = "") -> Picture:
+    """A bar for each class with its number of faces; counts int [C]. log: so that small classes can be read, too."""
+    figure, axes = _figure(1, 1, 8, 3.4, title)
+    bars = axes[0, 0].bar(classes, counts, color=class_colours(classes), edgecolor="black", linewidth=0.6)
+    axes[0, 0].bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=11)
+    axes[0, 0].set_ylabel("faces (log scale)" if log else "faces")
+    axes[0, 0].set_yscale("log" if log else "linear")
+    axes[0, 0].margins(y=0.1)
+    if max(map(len, classes)) * len(classes) > 80:
+        axes[0, 0].tick_params(axis="x", rotation=30)
+    return figure
+
+
+@_styled
+def class_matrices(matrices: Mapping[str, np.ndarray], classes: Sequence[str], rows: str = "true class",
+                   columns: str = "given label", title: str = "") -> Picture:
+    """One or several matrices [C, C] side by side, each row as per cent of its sum; under 1 % no number is written.
+
+    matrices: {title: matrix}, not negative. An empty row stays blank.
+    """
+    count, number = len(classes), len(matrices)
+    side = 0.36 * count + 0.3
+    figure, axes = _figure(1, number, side * number + 1.6, side + 1.6 + 0.3 * bool(title), title, sharey=True)
+    for each, (name, matrix) in zip(axes[0], matrices.items()):
+        matrix = np.asarray(matrix, float)
+        shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
+        each.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        for i, j in np.argwhere(shares >= 1):
+            each.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=11,
+                      color="white" if shares[i, j] > 55 else "black")
+        each.set(xticks=range(count), yticks=range(count), xlabel=columns, title=name)
+        each.set_xticklabels(classes, rotation=90)
+        each.set_yticklabels(classes)
+        each.tick_params(length=0)
+        each.spines[:].set_visible(False)
+    axes[0, 0].set_ylabel(f"{rows}  (rows: %)")
+    return figure
+
+
+def transition_matrices(labels: Mapping[str, tuple[np.ndarray, np.ndarray]], classes: Sequence[str],
+                        title: str = "") -> Picture:
+    """Where the given labels of each true class went.
+
+    labels: {title: (truth int [N], given int [N])}; faces of truth -1 are left out.
+    """
+    return class_matrices({name: count_pairs(truth, given, len(classes)) for name, (truth, given) in labels.items()},
+                          classes, title=title)
+
+
+def confusion_matrix(matrix: Any, classes: Sequence[str], title: str = "") -> Picture:
+    """Where a recogniser's answers went; matrix: counts [C, C], rows = true class, as in ``metrics.classification``."""
+    mean_recall = np.mean([row[i] / sum(row) for i, row in enumerate(np.asarray(matrix)) if sum(row)])
+    name = f"mean-class accuracy {100 * mean_recall:.1f} %"
+    return class_matrices({name: matrix}, classes, columns="recognised as", title=title)
+
+
+def count_pairs(rows: np.ndarray, columns: np.ndarray, num_classes: int) -> np.ndarray:
+    """int [C, C]: how often label r of ``rows`` [N] meets label c of ``columns`` [N]; pairs with a -1 are left out."""
+    rows, columns = np.asarray(rows), np.asarray(columns)
+    known = (rows >= 0) & (columns >= 0)
+    pairs = rows[known] * num_classes + columns[known]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+@_styled
+def disagreement(entropy: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: int = 4,
+                 title: str = "") -> Picture:
+    """For each class the histogram of its faces' vote entropy (bits, 0 = all raters agree), and its mean.
+
+    entropy: [N]; labels: int [N].
+    """
+    rows = -(-len(classes) // columns)
+    figure, axes = _figure(rows, columns, 10, 1.9 * rows + 0.5, title, sharex=True)
+    edges = np.linspace(0, max(1.0, float(np.max(entropy, initial=0))), 13)
+    for each in axes.flat[len(classes):]:
+        each.set_axis_off()
+    for c, (each, colour) in enumerate(zip(axes.flat, class_colours(classes))):
+        mine = np.asarray(entropy)[np.asarray(labels) == c]
+        each.hist(mine, edges, color=colour, edgecolor="white", linewidth=0.6)
+        mean = float(mine.mean()) if len(mine) else float("nan")
+        each.axvline(mean, color=WRONG, linestyle="--")
+        each.set_title(f"{classes[c]}: mean {mean:.2f}" if len(mine) else f"{classes[c]}: no faces", fontsize=12)
+    _label_faces(axes, "entropy (bits)")
+    return figure
+
+
+def _label_faces(axes: np.ndarray, name: str) -> None:
+    """Label histograms [rows, columns] that count faces, in whole numbers."""
+    for each in axes.flat:
+        each.yaxis.get_major_locator().set_params(integer=True)
+    for each in axes[-1]:
+        each.set_xlabel(name)
+    for each in axes[:, 0]:
+        each.set_ylabel("faces")
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+@_styled
+def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str], wrong: np.ndarray | None = None,
+                   mixtures: Mapping[int, TwoGaussians | None] | None = None, columns: int = 4,
+                   title: str = "") -> Picture:
+    """For each given class the histogram of its faces' losses, clean and wrong labels stacked, and its fitted mixture.
+
+    losses: [N]; given: int [N]; wrong: bool [N], True = the label is wrong, None = not known.
+    mixtures: {class: its two Gaussians, or None where it was not split}, as ``ClassMixture.mixtures``. Their curves
+    are scaled to the counts: solid the clean component, dashed the wrong one.
+    """
+    losses, given = np.asarray(losses, float), np.asarray(given)
+    wrong_ones = np.zeros(len(losses), bool) if wrong is None else np.asarray(wrong, bool)
+    rows = -(-len(classes) // columns)
+    figure, axes = _figure(rows, columns, 11, 2.1 * rows + 0.6, title)
+    low, high = (losses.min(), losses.max()) if len(losses) else (0.0, 1.0)
+    edges = np.linspace(low, max(high, low + 1e-9), 31)
+    line = np.linspace(edges[0], edges[-1], 400)
+    for each in axes.flat[len(classes):]:
+        each.set_axis_off()
+    for c, each in enumerate(axes.flat[:len(classes)]):
+        mine = given == c
+        parts = each.hist([losses[mine & ~wrong_ones], losses[mine & wrong_ones]], edges, stacked=True,
+                          color=[CLEAN, WRONG])[2]
+        for bar in parts[1]:
+            bar.set(hatch="////", edgecolor="white", linewidth=0)
+        mixture = (mixtures or {}).get(c)
+        if mixture is not None:
+            curves = mine.sum() * (edges[1] - edges[0]) * np.exp(mixture.log_densities(line))
+            each.plot(line, curves[0], "black", linewidth=1.8)
+            each.plot(line, curves[1], "black", linewidth=1.8, linestyle="--")
+        share = f", {100 * wrong_ones[mine].mean():.0f} % wrong" if wrong is not None and mine.any() else ""
+        each.set_title(f"{classes[c]}{share}", fontsize=12)
+    _label_faces(axes, "loss")
+    if wrong is not None:
+        figure.legend([Patch(facecolor=CLEAN), Patch(facecolor=WRONG, hatch="////", edgecolor="white")],
+                      ["clean label", "wrong label"], loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Sequence[str] = ("loss", "valid.accuracy"),
+                    title: str = "") -> Picture:
+    """Values of each epoch, one panel a value, one line a run; an epoch without the value leaves a gap that is bridged.
+
+    runs: {name: records}, as ``runs.Run.metrics``. values: where in a record, dots between the keys; where that
+    holds several terms (as "loss" does), their sum.
+    """
+    figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4, title)
+    for each, value in zip(axes[0], values):
+        for (name, records), colour, dash in zip(runs.items(), LINES * 9, DASHES * 9):
+            points = [(record["epoch"], found) for record in records if (found := _look_up(record, value)) is not None]
+            marker = "o" if len(points) < 3 else None
+            each.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=name,
+                      marker=marker)
+        each.set(xlabel="epoch", title=value.replace(".", ": ").replace("_", " "))
+        each.grid(axis="y", color="#dddddd")
+    if len(runs) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def _look_up(record: Mapping[str, Any], path: str) -> float | None:
+    found: Any = record
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return sum(found.values()) if isinstance(found, Mapping) else found
+
+
+# ---------------------------------------------------------------------------------------------- the figures in figures/
+
+def figure_expressions() -> Picture:
+    """Five people showing the eight classes."""
+    from ferlab import rendered
+
+    people = (1, 13, 6, 20, 3)
+    images = [rendered.render_face(rendered.expression_units(name), identity=i, size=112, yaw=yaw)
+              for i, yaw in zip(people, (0, -14, 10, 16, -8)) for name in rendered.CLASSES]
+    return face_grid(images, rendered.CLASSES, title="Rendered faces: posed prototypes of eight expressions")
+
+
+def figure_intensity() -> Picture:
+    """Three expressions rising from rest to full strength."""
+    from ferlab import rendered
+
+    levels, names = np.linspace(0, 1, 6), ("happiness", "anger", "fear")
+    images = [rendered.render_face(rendered.expression_units(name, level), identity=1, size=112)
+              for name in names for level in levels]
+    return face_grid(images, [f"{level:.0%}" for level in levels], columns=6, row_names=names,
+                     title="The same face, its units at rising strength")
+
+
+def figure_counts() -> Picture:
+    """How many training faces each class has."""
+    faces = _faces()
+    return class_counts(faces.class_counts, faces.classes, title=f"{len(faces):,} rendered training faces")
+
+
+def figure_votes() -> Picture:
+    """Ten raters' votes on faces, from agreement to none."""
+    faces = _faces()
+    assert faces.votes is not None
+    order = np.argsort(-faces.votes.max(1), kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, 8).astype(int)]
+    return vote_bars(faces.images[chosen], faces.votes[chosen], faces.classes,
+                     title="Ten raters, one face: their votes")
+
+
+def figure_noise() -> Picture:
+    """Where labels go under the three kinds of noise."""
+    faces = _faces()
+    noisy = {kind: faces.with_noise(kind, 0.3).labels for kind in ("symmetric", "asymmetric", "annotators")}
+    return transition_matrices({kind: (faces.labels, given) for kind, given in noisy.items()}, faces.classes,
+                               title="Three kinds of label noise, 30 % each")
+
+
+def figure_wrong_labels() -> Picture:
+    """Faces whose annotator erred among faces whose annotator did not."""
+    faces = _faces().with_noise("annotators", 0.3).subset(slice(0, 96, 6))  # one face a person
+    return labelled_faces(faces.images, faces.labels, faces.truth, faces.classes,
+                          title="What training is given: 30 % annotators' noise")
+
+
+def figure_parts() -> Picture:
+    """Where each expression moves the skin."""
+    faces = _faces()
+    chosen = [pure(faces, c)[0] for c in range(1, len(faces.classes))]
+    return heat_on_faces(faces.images[chosen], faces.extras["parts"][chosen], faces.classes[1:], peak=255,
+                         title="The informative parts: where the expression moved the skin")
+
+
+def pure(faces: FaceSet, label: int) -> np.ndarray:
+    """Rows of the rendered faces of a class that are no blend, int [M], those that most raters recognise first."""
+    assert faces.votes is not None and faces.truth is not None
+    rows = np.flatnonzero((faces.truth == label) & (faces.extras["mixture"].max(1) > 0.999))
+    return rows[np.argsort(-faces.votes[rows, label], kind="stable")]
+
+
+@functools.lru_cache(maxsize=1)
+def _faces() -> FaceSet:
+    from ferlab import rendered
+
+    faces = rendered.load(size=96, train=600, valid=0, test=0).train
+    assert faces is not None
+    return faces
+
+
+FIGURES: dict[str, Callable[[], Picture]] = {
+    "expressions": figure_expressions,
+    "intensity": figure_intensity,
+    "counts": figure_counts,
+    "votes": figure_votes,
+    "noise": figure_noise,
+    "wrong_labels": figure_wrong_labels,
+    "parts": figure_parts,
+}
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default="figures", show_default=True)
+@click.option("--only", type=click.Choice(list(FIGURES)), multiple=True, help="Draw only this; may be repeated.")
+def main(output: Path, only: tuple[str, ...]) -> None:
+    """Draw the pictures of the README and the notebooks, each from its function in ferlab/plots.py."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name in only or FIGURES:
+            (output / f"{name}.png").write_bytes(FIGURES[name]().png())
+            click.echo(f"{output / name}.png")
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or output} cannot be written ({error.strerror}).") from error
+    except FerlabError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

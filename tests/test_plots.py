@@ -1,0 +1,283 @@
+"""Each picture shows the numbers it was given, to every kind of eyes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import warnings
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from matplotlib.colors import to_hex, to_rgb
+from PIL import Image
+
+from ferlab import plots
+from ferlab.mixture import ClassMixture
+from ferlab.plots import CLEAN, EMOTIONS, WRONG, Picture
+
+CLASSES = tuple(EMOTIONS)
+RNG = np.random.default_rng(0)
+FACES = RNG.integers(0, 256, (10, 24, 24, 3), dtype=np.uint8)
+GREY = FACES[..., 0]
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+EYES = {
+    "usual": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colour: str, eyes: str) -> np.ndarray:
+    """CIE L*a*b* (D65) of a colour as these eyes see it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.asarray(EYES[eyes]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = np.cbrt(xyz / [0.9505, 1, 1.089])  # the linear foot of the curve matters for near-black only
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def nearest(colours: tuple[str, ...], eyes: str) -> float:
+    return min(float(np.linalg.norm(lab(a, eyes) - lab(b, eyes))) for a, b in itertools.combinations(colours, 2))
+
+
+def shown(picture: Picture) -> Image.Image:
+    """The picture as it appears, drawn without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return Image.open(io.BytesIO(picture.png()))
+
+
+def texts(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+# -------------------------------------------------------------------------------------------------------------- style
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_emotions_differ_to_all_eyes(eyes: str):
+    assert nearest(tuple(EMOTIONS.values()), eyes) > 30
+    assert nearest((CLEAN, WRONG, "#000000"), eyes) > 30
+
+
+def test_measure_of_difference_finds_confusable_colours():
+    assert nearest(("#ff0000", "#00ff00"), "usual") > 150
+    assert nearest(("#c00000", "#606000"), "usual") > 2 * nearest(("#c00000", "#606000"), "deutan")
+
+
+def test_an_emotion_keeps_its_colour_in_any_order_and_others_get_one():
+    assert plots.class_colours(("fear", "anger")) == [EMOTIONS["fear"], EMOTIONS["anger"]]
+    assert len(set(plots.class_colours([f"class {i}" for i in range(8)]))) == 8
+    assert len(plots.class_colours([f"class {i}" for i in range(20)])) == 20
+
+
+def test_text_is_legible_and_the_style_stays_in_the_pictures():
+    sizes = {key: value for key, value in plots.STYLE.items() if key.endswith("size")}
+    assert sizes and min(sizes.values()) >= 11
+    before = mpl.rcParams.copy()
+    picture = plots.class_counts(np.array([3, 1]), ("a", "b"), title="two")
+    shown(picture)
+    assert mpl.rcParams == before
+    assert all(text.get_fontsize() >= 11 for text in picture.findobj(mpl.text.Text) if text.get_text())
+    assert plt.get_fignums() == []  # nobody has to close them
+
+
+def test_picture_shows_itself_as_small_png(monkeypatch: pytest.MonkeyPatch):
+    from IPython import display
+
+    sent: list = []
+    monkeypatch.setattr(display, "display", sent.append)
+    picture = plots.face_grid(FACES)
+    picture._ipython_display_()
+    assert len(sent) == 1 and sent[0].data == picture.png()
+    image = Image.open(io.BytesIO(sent[0].data))
+    assert image.format == "PNG" and image.mode == "P"
+
+
+# -------------------------------------------------------------------------------------------------------------- faces
+
+@pytest.mark.parametrize("images", [FACES, GREY])
+def test_face_grid_shows_each_face_under_its_caption(images: np.ndarray):
+    picture = plots.face_grid(images, [f"face {i}" for i in range(10)], columns=4, title="ten")
+    assert isinstance(picture, Picture) and len(picture.axes) == 12
+    for i, axes in enumerate(picture.axes[:10]):
+        np.testing.assert_array_equal(axes.images[0].get_array(), images[i])
+        assert axes.get_title() == f"face {i}"
+    assert [axes.axison for axes in picture.axes[10:]] == [False, False]
+    shown(picture)
+
+
+def test_face_grid_names_rows_and_columns():
+    picture = plots.face_grid(FACES[:6], ["0 %", "50 %", "100 %"], columns=3, row_names=["anger", "fear"])
+    assert [axes.get_title() for axes in picture.axes] == ["0 %", "50 %", "100 %", "", "", ""]
+    assert [axes.get_ylabel() for axes in picture.axes] == ["anger", "", "", "fear", "", ""]
+    shown(picture)
+
+
+def test_wrong_labels_are_framed_and_no_others():
+    given, truth = np.array([0, 1, 2, 3]), np.array([0, 4, 2, -1])
+    picture = plots.labelled_faces(FACES[:4], given, truth, CLASSES)
+    framed = [all(spine.get_visible() for spine in axes.spines.values()) for axes in picture.axes]
+    assert framed == [False, True, False, False]
+    assert to_hex(picture.axes[1].spines["left"].get_edgecolor()) == WRONG
+    assert picture.axes[1].get_title() == "happiness\ntruly anger"
+    assert picture.axes[3].get_title().strip() == "sadness"
+    assert WRONG in {to_hex(color) for _, color in shown(picture).convert("RGB").getcolors(1 << 20)
+                     for color in [np.array(color) / 255]}
+    unknown = plots.labelled_faces(FACES[:4], given, None, CLASSES)
+    assert [axes.get_title() for axes in unknown.axes] == list(CLASSES[:4])
+
+
+def test_votes_stack_to_the_raters():
+    votes = np.array([[10, 0, 0, 0, 0, 0, 0, 0], [0, 5, 3, 0, 0, 0, 1, 1], [0, 0, 0, 4, 0, 0, 0, 0]], np.float32)
+    picture = plots.vote_bars(FACES[:3], votes, CLASSES, captions=["a", "b", "c"])
+    assert len(picture.axes) == 8 and [axes.axison for axes in picture.axes[6:]] == [False, False]
+    for i in range(3):
+        bar = picture.axes[2 * i + 1]
+        assert [each.get_width() for each in bar.patches] == [vote for vote in votes[i] if vote]
+        assert bar.patches[-1].get_x() + bar.patches[-1].get_width() == votes[i].sum()
+        assert bar.get_xlim() == (0, 10)
+    second = picture.axes[3]
+    assert texts(second) == ["happiness", "surprise", "fea", "con"]
+    assert [to_hex(each.get_facecolor()) for each in second.patches] == [
+        EMOTIONS[name] for name in ("happiness", "surprise", "fear", "contempt")]
+    names = {text.get_text() for text in picture.legends[0].get_texts()}
+    assert names == {"neutral", "happiness", "surprise", "sadness", "fear", "contempt"}
+    shown(picture)
+
+
+def test_heat_is_brightest_where_the_map_is():
+    maps = np.zeros((2, 4, 4), np.uint8)
+    maps[0, 3, 0], maps[1, 0, 3] = 255, 51
+    picture = plots.heat_on_faces(FACES[:2], maps, ("low left", "top right"), peak=255)
+    assert len(picture.axes) == 4
+    first, second = (picture.axes[2 + i].images[1].get_array() for i in range(2))
+    assert first.shape == (24, 24) and first.max() == 1
+    assert np.unravel_index(first.argmax(), first.shape)[0] >= 18 and first[:, 18:].max() < 0.05
+    assert 0.15 < second.max() < 0.25  # on the common scale
+    own = plots.heat_on_faces(FACES[:2], maps)
+    assert own.axes[3].images[1].get_array().max() == 1
+    np.testing.assert_array_equal(own.axes[3].images[0].get_array(), FACES[1])
+    shown(picture)
+
+
+def test_crops_cut_out_their_boxes():
+    image = np.zeros((40, 40), np.uint8)
+    image[10:20, 20:30] = 200
+    picture = plots.crops(image, {"on": (20, 10, 10), "off": (0, 25, 10)}, size=8)
+    whole, on, off = picture.axes
+    assert [(box.get_x(), box.get_y(), box.get_width()) for box in whole.patches] == [(20, 10, 10), (0, 25, 10)]
+    assert (np.asarray(on.images[0].get_array()) == 200).all() and not np.asarray(off.images[0].get_array()).any()
+    shown(picture)
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_are_as_high_as_the_counts(log: bool):
+    counts = np.array([1900, 1440, 780, 660, 480, 240, 300, 18])
+    axes = plots.class_counts(counts, CLASSES, log=log).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == counts.tolist()
+    assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == list(EMOTIONS.values())
+    assert texts(axes)[0] == "1,900" and axes.get_yscale() == ("log" if log else "linear")
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
+
+
+def test_matrices_write_each_row_as_per_cent():
+    truth, given = np.array([0, 0, 0, 0, 1, 1, -1]), np.array([0, 0, 0, 1, 1, 0, 1])
+    assert plots.count_pairs(truth, given, 3).tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 0]]
+    picture = plots.transition_matrices({"one": (truth, given), "two": (truth, truth)}, ("a", "b", "c"))
+    one, two = picture.axes
+    assert texts(one) == ["75", "25", "50", "50"] and texts(two) == ["100", "100"]
+    np.testing.assert_allclose(one.images[0].get_array(), [[75, 25, 0], [50, 50, 0], [0, 0, 0]])
+    assert one.get_title() == "one" and one.get_xlabel() == "given label" and "true class" in one.get_ylabel()
+    shown(picture)
+
+
+def test_confusion_matrix_tells_mean_class_accuracy_of_classes_with_faces():
+    axes = plots.confusion_matrix([[3, 1, 0], [1, 1, 0], [0, 0, 0]], ("a", "b", "c")).axes[0]
+    assert "62.5 %" in axes.get_title() and axes.get_xlabel() == "recognised as"
+
+
+def test_disagreement_counts_every_face_in_its_class():
+    labels = np.array([0] * 5 + [1] * 3)
+    entropy = np.array([0, 0, 0, 1, 2, 0.5, 0.5, 0.5])
+    picture = plots.disagreement(entropy, labels, ("neutral", "fear", "anger"), columns=2)
+    assert [sum(bar.get_height() for bar in axes.patches) for axes in picture.axes[:3]] == [5, 3, 0]
+    titles = [axes.get_title() for axes in picture.axes[:3]]
+    assert titles == ["neutral: mean 0.60", "fear: mean 0.50", "anger: no faces"]
+    assert picture.axes[0].lines[0].get_xdata()[0] == pytest.approx(0.6)
+    shown(picture)
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+
+def test_loss_histogram_counts_clean_and_wrong_and_draws_the_mixture():
+    given = np.repeat([0, 1], 300)
+    wrong = RNG.random(600) < 0.3
+    losses = np.where(wrong, RNG.normal(3, 0.3, 600), RNG.normal(0.5, 0.3, 600))
+    mixture = ClassMixture().fit(losses, given)
+    assert mixture.mixtures[0] is not None
+    mixtures = {0: mixture.mixtures[0], 1: None}
+    picture = plots.loss_histogram(losses, given, ("neutral", "fear"), wrong, mixtures, columns=2)
+    for c, axes in enumerate(picture.axes):
+        heights = {colour: sum(bar.get_height() for bar in axes.patches if to_hex(bar.get_facecolor()) == colour)
+                   for colour in (CLEAN, WRONG)}
+        mine = given == c
+        assert heights == {CLEAN: (mine & ~wrong).sum(), WRONG: (mine & wrong).sum()}
+        assert all(bar.get_hatch() for bar in axes.patches if to_hex(bar.get_facecolor()) == WRONG)
+    clean, other = picture.axes[0].lines
+    width = picture.axes[0].patches[0].get_width()
+    for curve, share in [(clean, mixture.mixtures[0].low_weight), (other, 1 - mixture.mixtures[0].low_weight)]:
+        line, height = curve.get_data()
+        assert height.sum() * (line[1] - line[0]) / width == pytest.approx(300 * share, rel=0.1)
+    assert clean.get_xdata()[clean.get_ydata().argmax()] == pytest.approx(0.5, abs=0.1)
+    assert other.get_linestyle() == "--" and not picture.axes[1].lines
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["clean label", "wrong label"]
+    shown(picture)
+    assert not plots.loss_histogram(losses, given, ("neutral", "fear")).legends
+
+
+def test_training_curves_read_records_as_runs_hold_them():
+    records = [{"epoch": e, "loss": {"cross_entropy": 1.0 / e, "masked": 0.5}, "valid": {"accuracy": 0.1 * e}}
+               for e in (1, 2, 3)]
+    records[2]["split"] = {"auroc": 0.9}
+    records = [json.loads(json.dumps(record)) for record in records]
+    picture = plots.training_curves({"plain": records, "other": records[:2]}, ("loss", "valid.accuracy", "split.auroc"))
+    loss, accuracy, auroc = picture.axes
+    assert loss.lines[0].get_ydata() == pytest.approx([1.5, 1.0, 1 / 3 + 0.5])
+    assert list(accuracy.lines[1].get_xdata()) == [1, 2]
+    assert list(auroc.lines[0].get_xdata()) == [3] and not len(auroc.lines[1].get_xdata())
+    assert len({line.get_linestyle() for line in loss.lines}) == 2 == len({line.get_color() for line in loss.lines})
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["plain", "other"]
+    shown(picture)
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+def test_command_draws_figures(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(plots.FIGURES, "counts", lambda: plots.class_counts(np.arange(1, 9), CLASSES))
+    options = ["--output", str(tmp_path / "figures"), "--only", "counts", "--only", "intensity"]
+    result = CliRunner().invoke(plots.main, options)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"counts.png", "intensity.png"}
+    assert Image.open(tmp_path / "figures" / "intensity.png").width > 500
+    (tmp_path / "file").write_text("")
+    assert CliRunner().invoke(plots.main, ["--output", str(tmp_path / "file" / "deep")]).exit_code == 1
+
+
+def test_figures_of_the_rendered_faces(monkeypatch: pytest.MonkeyPatch):
+    from ferlab import rendered
+
+    faces = rendered.load(size=24, train=150, valid=0, test=0, workers=1).train
+    monkeypatch.setattr(plots, "_faces", lambda: faces)
+    for name in ("counts", "votes", "noise", "wrong_labels", "parts"):
+        assert isinstance(plots.FIGURES[name](), Picture)
+    rows = plots.pure(faces, 1)
+    assert (faces.truth[rows] == 1).all() and (np.diff(faces.votes[rows, 1]) <= 0).all()
