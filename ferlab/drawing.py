@@ -14,9 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+compiled = njit(cache=True, nogil=True)                  # threads draw side by side
+
 SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE, LASH = range(7)            # materials
 EYE_X, EYE_Y, EYE_Z, EYE_RADIUS = 0.3078, 7.284, 1.2455, 0.1466                        # left eye of the head at rest
 POINTS = 10                                                                            # of each strand
+Triple = tuple[float, float, float]                      # a colour or a direction; an array would cost numba more
 
 
 class Head(NamedTuple):
@@ -33,15 +36,15 @@ class Head(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Colours (float64 [3]) and marks of a person; strengths run from 0 to 1."""
+    """Colours and marks of a person; strengths run from 0 to 1."""
 
-    skin: np.ndarray
-    lips: np.ndarray
-    iris: np.ndarray
-    hair: np.ndarray
-    brow: np.ndarray
-    cloth: np.ndarray
-    shadow: np.ndarray        # on the lids, with strength make_up
+    skin: Triple
+    lips: Triple
+    iris: Triple
+    hair: Triple
+    brow: Triple
+    cloth: Triple
+    shadow: Triple            # on the lids, with strength make_up
     make_up: float
     lash: float               # 0 = skin, 1 = black
     blush: float
@@ -73,31 +76,34 @@ class Style(NamedTuple):
 class Light(NamedTuple):
     """A key light from ``direction`` (unit vector), sky and ground around the head, and what stands behind it."""
 
-    direction: np.ndarray     # float64 [3], and so are the colours
-    key: np.ndarray
-    sky: np.ndarray
-    ground: np.ndarray
+    direction: Triple
+    key: Triple
+    sky: Triple
+    ground: Triple
     rim: float                # strength of the light along the outline
-    background: np.ndarray    # float64 [2, 3]: upper and lower colour
+    above: Triple             # colours of the background at the upper and the lower edge of the image
+    below: Triple
 
 
 class Shadow(NamedTuple):
-    """What the key light sees: ``depth`` [n, n] along axes[2], ``scale`` pixels a dm along axes[0] and axes[1]."""
+    """What the key light sees: ``depth`` [n, n] against the direction ``ahead``, ``scale`` pixels a dm across it."""
 
-    axes: np.ndarray
+    right: Triple
+    up: Triple
+    ahead: Triple
     scale: float
     depth: np.ndarray
 
 
 # ---------------------------------------------------------------------------------------------------------- small tools
 
-@njit(cache=True, nogil=True)
+@compiled
 def unit(x, y, z):
     size = math.sqrt(x * x + y * y + z * z) + 1e-9
     return x / size, y / size, z / size
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def between(values, a, b, c, v, w):
     """values [V, 3] of three corners, mixed with the weights 1 - v - w, v and w."""
     u = 1 - v - w
@@ -106,32 +112,32 @@ def between(values, a, b, c, v, w):
             u * values[a, 2] + v * values[b, 2] + w * values[c, 2])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def smooth(low, high, x):
     """0 at ``low``, 1 at ``high``, without a corner."""
     t = min(1.0, max(0.0, (x - low) / (high - low)))
     return t * t * (3 - 2 * t)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def spot(x, y, centre_x, centre_y, width, height):
     return math.exp(-((x - centre_x) / width) ** 2 - ((y - centre_y) / height) ** 2)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def blend(colour, other, share):
     for k in range(3):
         colour[k] += share * (other[k] - colour[k])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def scale_colour(colour, red, green, blue):
     colour[0] *= red
     colour[1] *= green
     colour[2] *= blue
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_unit(i, j, k):
     """A number in [0, 1] that looks random and depends on three integers."""
     n = (i * 374761393 + j * 668265263 + k * 2147483647) & 0x7FFFFFFF
@@ -139,7 +145,7 @@ def hash_unit(i, j, k):
     return ((n ^ (n >> 16)) & 0xFFFF) / 65535.0
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def noise(x, y, z):
     """Value noise in [0, 1] with cells of size 1."""
     i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
@@ -155,7 +161,7 @@ def noise(x, y, z):
 
 # ------------------------------------------------------------------------------------------------------------- geometry
 
-@njit(cache=True, nogil=True)
+@compiled
 def morph(vertices, weights, head):
     """Add the morph targets with these ``weights`` [S] to ``vertices`` [V, 3], in place."""
     for s in range(len(weights)):
@@ -165,7 +171,7 @@ def morph(vertices, weights, head):
                     vertices[head.index[m], k] += weights[s] * head.delta[m, k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def vertex_normals(vertices, triangles):
     normals = np.zeros_like(vertices)
     for t in range(len(triangles)):
@@ -181,7 +187,7 @@ def vertex_normals(vertices, triangles):
     return normals
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def brow_height(t, arch):
     """Height of the middle of a brow, from its inner (t = 0) to its outer end (t = 1)."""
     return 7.50 + arch * math.sin(2.7 * t) - 0.035 * t
@@ -191,18 +197,22 @@ HAIRLINE = np.array([[-0.5, 6.55], [0.05, 6.75], [0.22, 7.55], [0.52, 7.50], [0.
                      [1.20, 7.95], [1.60, 7.98]])         # its height over z, from the neck to the forehead
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def above_hairline(x, y, z, raised):
     """Height of a point of the head at rest above the hairline; positive = hair grows here."""
     if y < 7.58 and abs(x) > 0.735 and z > 0.1:          # the ears
         return -1.0
-    line = np.interp(z, HAIRLINE[:, 0], HAIRLINE[:, 1])
+    k = 0
+    while k < len(HAIRLINE) - 2 and z > HAIRLINE[k + 1, 0]:
+        k += 1
+    t = min(1.0, max(0.0, (z - HAIRLINE[k, 0]) / (HAIRLINE[k + 1, 0] - HAIRLINE[k, 0])))
+    line = HAIRLINE[k, 1] + t * (HAIRLINE[k + 1, 1] - HAIRLINE[k, 1])
     if z > 0.65:                                         # it recedes at the temples first
         line += raised * min(1.0, (z - 0.65) / 0.3) * (1.0 + 0.5 * min(1.0, abs(x) / 0.5))
     return y - line
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hairy(points, raised):
     """Whether hair grows at ``points`` [N, 3] of the head at rest."""
     grows = np.zeros(len(points), np.bool_)
@@ -211,13 +221,13 @@ def hairy(points, raised):
     return grows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def on_skull(x, y, z, centre, radii):
     """A point relative to the skull: an ellipsoid, and below its centre a cylinder, where the squares sum to 1."""
     return (x - centre[0]) / radii[0], max(0.0, (y - centre[1]) / radii[1]), (z - centre[2]) / radii[2]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def grow_hair(roots, lengths, style, forward, side, part, fringe, tied, phase, centre, radii, forehead):
     """Hair [K, POINTS, 3] from its ``roots`` [K, 3]: combed along the skull, lifted, curled, kept out of the face.
 
@@ -275,7 +285,7 @@ def buffers(height: int, width: int):
     return np.full((height, width), np.inf), np.full((height, width), -1), np.zeros((height, width, 2))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def rasterise(points, triangles, push, depth, index, weight):
     """Keep for each pixel the nearest triangle that faces the viewer, and its second and third barycentric weights.
 
@@ -304,7 +314,7 @@ def rasterise(points, triangles, push, depth, index, weight):
                         weight[row, column, 0], weight[row, column, 1] = v, w
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hidden(x, y, z, depth):
     """Whether something stands well before the point, or it is outside of the picture."""
     row, column = int(y), int(x)
@@ -313,7 +323,7 @@ def hidden(x, y, z, depth):
     return depth[row, column] < z - 0.06
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def draw_strands(points, radius, first, depth, index, weight):
     """Draw strands [K, POINTS, 3] (column, row, depth) of ``radius`` [K] pixels; the index of their segments starts at
     ``first``, and the first weight says how far along its segment a pixel lies."""
@@ -340,7 +350,7 @@ def draw_strands(points, radius, first, depth, index, weight):
                             weight[row, column, 0] = t
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def displacement_map(index, weight, triangles, moved, full):
     """uint8 [16, 16]: mean of ``moved`` [V] over what is visible in each cell of the image, 255 = ``full`` or more."""
     side = len(index)
@@ -358,7 +368,7 @@ def displacement_map(index, weight, triangles, moved, full):
 
 # ---------------------------------------------------------------------------------------------------- painting the head
 
-@njit(cache=True, nogil=True)
+@compiled
 def crease_lines(x, y, creases):
     """Darkness of the folds at a point of the face. creases [5]: forehead, frown, nose, crow's feet, cheeks."""
     side, line = abs(x), 0.0
@@ -377,7 +387,7 @@ def crease_lines(x, y, creases):
     return min(1.0, line)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def paint_face(colour, x, y, z, lip, creases, look):
     """Shadows, folds, freckles, make-up, stubble, brows and lips on the front of the head."""
     side, grain = abs(x), look.grain
@@ -406,7 +416,7 @@ def paint_face(colour, x, y, z, lip, creases, look):
         scale_colour(colour, furrow, furrow, furrow)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def paint_skin(colour, x, y, z, lip, openness, creases, look):
     """Colour of the skin, the scalp or the garment at the point (x, y, z) of the head at rest."""
     side, grain = abs(x), look.grain
@@ -431,7 +441,7 @@ def paint_skin(colour, x, y, z, lip, openness, creases, look):
         colour[k] += share * (0.6 * look.hair[k] - colour[k])
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def paint_eye(colour, x, y, z, look):
     """White, iris and pupil at the point (x, y, z) of an eye at rest; ``x`` counts from the eye's own centre."""
     dx, dy = x / EYE_RADIUS, (y - EYE_Y) / EYE_RADIUS
@@ -447,13 +457,13 @@ def paint_eye(colour, x, y, z, look):
 
 # -------------------------------------------------------------------------------------------------------------- shading
 
-@njit(cache=True, nogil=True)
+@compiled
 def lit(x, y, z, shadow, slack):
     """Share of the key light that reaches a point: the shadow map around it, averaged over three pixels."""
-    size, axes = len(shadow.depth), shadow.axes
-    column = size / 2 + shadow.scale * (axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z) - 0.5
-    row = size / 2 - shadow.scale * (axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z) - 0.5
-    depth = -(axes[2, 0] * x + axes[2, 1] * y + axes[2, 2] * z) - slack
+    size, right, up, ahead = len(shadow.depth), shadow.right, shadow.up, shadow.ahead
+    column = size / 2 + shadow.scale * (right[0] * x + right[1] * y + right[2] * z) - 0.5
+    row = size / 2 - shadow.scale * (up[0] * x + up[1] * y + up[2] * z) - 0.5
+    depth = -(ahead[0] * x + ahead[1] * y + ahead[2] * z) - slack
     i, j = int(math.floor(row)), int(math.floor(column))
     if i < 1 or j < 1 or i >= size - 2 or j >= size - 2:
         return 1.0
@@ -466,7 +476,7 @@ def lit(x, y, z, shadow, slack):
     return total / 9
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def shade_strand(out, lines, i, p, along, short, glasses, light, half, shadow, look):
     """Colour of a strand (Kajiya and Kay): hair, from ``short`` on brows and beard, from ``glasses`` on metal."""
     a, b = lines[i, p], lines[i, p + 1]
@@ -487,7 +497,7 @@ def shade_strand(out, lines, i, p, along, short, glasses, light, half, shadow, l
             out[k] = deep * (0.75 * base * (light.sky[k] + key * diffuse) + (0.018 + 0.125 * base) * gloss * key)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def shade_surface(out, colour, t, v, w, head, position, normal, light, half, shadow, creases, look):
     """Colour of triangle ``t`` at the weights v and w: paint, sky, key light with its shadow, gloss and outline."""
     a, b, c = head.triangles[t]
@@ -534,9 +544,9 @@ def shade_surface(out, colour, t, v, w, head, position, normal, light, half, sha
         out[k] = colour[k] * (ambient + direct + back) + gloss * light.key[k] + 0.04 * back
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def shade(index, weight, head, position, normal, lines, short, glasses, light, shadow, creases, look):
-    """Linear colour [n, n, 3] of what ``rasterise`` and ``draw_strands`` left visible, before the background.
+    """Linear colour [n, n, 3] of what ``rasterise`` and ``draw_strands`` left visible, and of the background.
 
     position, normal: [V, 3]. lines: strands [K, POINTS, 3]; those from number ``short`` on are brows and beard, those
     from ``glasses`` on the rims of glasses. creases: [5], see ``crease_lines``.
@@ -550,7 +560,7 @@ def shade(index, weight, head, position, normal, lines, short, glasses, light, s
             t, out = index[row, column], image[row, column]
             if t < 0:
                 for k in range(3):
-                    out[k] = light.background[0, k] * (1 - up) + light.background[1, k] * up
+                    out[k] = light.above[k] * (1 - up) + light.below[k] * up
             elif t < len(head.triangles):
                 v, w = weight[row, column]
                 shade_surface(out, colour, t, v, w, head, position, normal, light, half, shadow, creases, look)

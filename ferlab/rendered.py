@@ -23,10 +23,23 @@ from tqdm import tqdm
 
 from ferlab import drawing
 from ferlab.data import FaceSet, Splits
-from ferlab.drawing import EYE_LEFT, EYE_RIGHT, LASH, POINTS, SKIN, TEETH_LOWER, TEETH_UPPER, Head, Light, Look, Style
+from ferlab.drawing import (
+    EYE_LEFT,
+    EYE_RIGHT,
+    LASH,
+    POINTS,
+    SKIN,
+    TEETH_LOWER,
+    TEETH_UPPER,
+    Head,
+    Light,
+    Look,
+    Style,
+    Triple,
+)
 from ferlab.errors import FerlabError
 
-VERSION = 6                       # part of the cache key: raise it whenever the same arguments give other bytes
+VERSION = 7                       # part of the cache key: raise it whenever the same arguments give other bytes
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
 SPLITS = ("train", "valid", "test")
@@ -171,8 +184,13 @@ def _expression(rng: np.random.Generator, label: int) -> Expression:
 
 # -------------------------------------------------------------------------------------------------------------- people
 
-def _linear(*srgb):
+def _linear(*srgb) -> np.ndarray:
     return (np.array(srgb) / 255.0) ** 2.2
+
+
+def _triple(values) -> Triple:
+    x, y, z = values
+    return float(x), float(y), float(z)
 
 
 SKIN_TONES = np.stack([_linear(230, 190, 168), _linear(218, 170, 140), _linear(198, 146, 112), _linear(152, 103, 76),
@@ -298,10 +316,11 @@ def _look(rng: np.random.Generator, build: Build) -> Look:
     if woman and rng.random() < 0.55:
         lips = lips + rng.uniform(0.35, 0.8) * (LIPSTICKS[rng.integers(4)] * (0.5 + 0.5 * light) - lips)
     return Look(
-        skin=skin, lips=lips, hair=hair, brow=brow,
-        iris=IRIS_TONES[rng.choice(5, p=[0.2, 0.25, 0.2, 0.25, 0.1] if fair else [0.5, 0.5, 0, 0, 0])],
-        cloth=rng.dirichlet([1, 1, 1]) * rng.uniform(0.05, 0.9) + 0.02,
-        shadow=EYE_SHADOWS[rng.integers(3)], make_up=rng.uniform(0.25, 0.7) if woman and rng.random() < 0.7 else 0.0,
+        skin=_triple(skin), lips=_triple(lips), hair=_triple(hair), brow=_triple(brow),
+        iris=_triple(IRIS_TONES[rng.choice(5, p=[0.2, 0.25, 0.2, 0.25, 0.1] if fair else [0.5, 0.5, 0, 0, 0])]),
+        cloth=_triple(rng.dirichlet([1, 1, 1]) * rng.uniform(0.05, 0.9) + 0.02),
+        shadow=_triple(EYE_SHADOWS[rng.integers(3)]),
+        make_up=rng.uniform(0.25, 0.7) if woman and rng.random() < 0.7 else 0.0,
         lash=rng.uniform(0.6, 1.0) if woman else rng.uniform(0.1, 0.5),
         blush=rng.uniform(0.1, 0.5) * (1.3 if woman else 1.0),
         beard=rng.choice([0.15, 0.4, 1.0], p=[0.45, 0.3, 0.25]) * rng.uniform(0.78, 1) if man else 0.0,
@@ -437,9 +456,8 @@ class Camera(NamedTuple):
     occluder: tuple[float, ...] | None = None            # x, y, angle, radius (1 = width of the picture), three colours
 
 
-STUDIO = Light(np.array([0.40, 0.42, 0.81]), key=np.array([1.65, 1.57, 1.5]), sky=np.array([0.55, 0.58, 0.64]),
-               ground=np.array([0.30, 0.26, 0.24]), rim=0.5,
-               background=np.array([[0.42, 0.45, 0.50], [0.20, 0.22, 0.25]]))
+STUDIO = Light(direction=(0.40, 0.42, 0.81), key=(1.65, 1.57, 1.5), sky=(0.55, 0.58, 0.64), ground=(0.30, 0.26, 0.24),
+               rim=0.5, above=(0.42, 0.45, 0.50), below=(0.20, 0.22, 0.25))
 DISTANCE, FRAME, PIVOT = 11.0, 2.2, np.array([0.0, 7.17, 0.5])             # dm: camera to head, height seen, centre
 SHADOW_PIXELS, SHADOW_FRAME = 160, 3.6
 # dm that eyes, teeth and tongue are set back, or they would poke through lids and lips; by material
@@ -474,7 +492,7 @@ def _draw(person: Person, units: np.ndarray, camera: Camera, light: Light, size:
         len(person.strands) + len(short), light, shadow, _creases(units, person.look), person.look)
     if camera.occluder:
         cover, colour = _occluder(camera.occluder, side)
-        image += cover[..., None] * (colour * (light.sky + light.key) - image)
+        image += cover[..., None] * (colour * np.add(light.sky, light.key) - image)
         index[cover > 0.5] = -1
     moved = np.linalg.norm(vertices - person.vertices, axis=1)
     return _film(image, camera, noise), drawing.displacement_map(index, weight, head.triangles, moved, FULL_MOTION)
@@ -512,7 +530,8 @@ def _shadow(position: np.ndarray, strands: np.ndarray, radius: np.ndarray, light
     head, _ = _asset()
     right = np.cross([0.0, 1.0, 0.0], light.direction)
     right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(light.direction, right), light.direction])
+    up = np.cross(light.direction, right)
+    axes = np.stack([right, up, light.direction])
     scale, half = SHADOW_PIXELS / SHADOW_FRAME, SHADOW_PIXELS / 2
 
     def cast(points):
@@ -523,7 +542,7 @@ def _shadow(position: np.ndarray, strands: np.ndarray, radius: np.ndarray, light
     skin = head.triangles[head.material == SKIN]
     drawing.rasterise(cast(position), skin, np.zeros(len(skin)), depth, index, weight)
     drawing.draw_strands(cast(strands[::2]), 1.5 * scale * radius[::2], 0, depth, index, weight)
-    return drawing.Shadow(axes, scale, depth)
+    return drawing.Shadow(_triple(right), _triple(up), light.direction, scale, depth)
 
 
 def _creases(units: np.ndarray, look: Look) -> np.ndarray:
@@ -567,22 +586,23 @@ def _camera(rng: np.random.Generator) -> Camera:
     colour = 2 * rng.uniform(0.05, 0.5) * rng.dirichlet([30, 26, 22])
     bar = (0.5 - depth * np.cos(angle), 0.55 - depth * np.sin(angle), angle, rng.uniform(0.07, 0.14), *colour)
     return Camera(yaw, pitch, roll, zoom=rng.uniform(0.92, 1.08), shift=tuple(rng.normal(0, 0.05, 2)),
-                  exposure=rng.uniform(0.75, 1.12), blur=max(0.0, rng.uniform(-0.8, 0.45)), grain=rng.uniform(0, 0.02),
+                  exposure=rng.uniform(0.75, 1.12), blur=max(0.0, rng.uniform(-0.8, 0.45)), grain=rng.uniform(0, 0.015),
                   occluder=bar if rng.random() < 0.1 else None)
 
 
-def _direction(azimuth: float, height: float) -> np.ndarray:
+def _direction(azimuth: float, height: float) -> Triple:
     """Unit vector towards a light, from its angles in degrees."""
     azimuth, height = math.radians(azimuth), math.radians(height)
-    return np.array([math.sin(azimuth) * math.cos(height), math.sin(height), math.cos(azimuth) * math.cos(height)])
+    return math.sin(azimuth) * math.cos(height), math.sin(height), math.cos(azimuth) * math.cos(height)
 
 
 def _light(rng: np.random.Generator) -> Light:
     direction = _direction(rng.uniform(-70, 70), rng.uniform(0, 55))
     warm, strength, fill = rng.normal(0, 0.08), rng.uniform(1.0, 1.65), rng.uniform(0.35, 0.75)
-    return Light(direction, key=strength * np.array([1 + warm, 1, 1 - warm]), sky=fill * np.array([0.95, 1, 1.08]),
-                 ground=fill * np.array([0.5, 0.45, 0.4]), rim=rng.uniform(0, 1),
-                 background=3 * rng.dirichlet([25, 25, 25], 2) * rng.uniform(0.04, 0.6, (2, 1)))
+    above, below = 3 * rng.dirichlet([25, 25, 25], 2) * rng.uniform(0.04, 0.6, (2, 1))
+    return Light(direction, key=(strength * (1 + warm), strength, strength * (1 - warm)),
+                 sky=(0.95 * fill, fill, 1.08 * fill), ground=(0.5 * fill, 0.45 * fill, 0.4 * fill),
+                 rim=rng.uniform(0, 1), above=_triple(above), below=_triple(below))
 
 
 # ------------------------------------------------------------------------------------------------------------- data set
