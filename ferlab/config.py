@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from ferlab.errors import FerlabError
@@ -74,17 +75,15 @@ class Config:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise FerlabError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(map(str, choices))}.')
-        for name in ("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"):
-            if getattr(self, name) < 1:
-                raise FerlabError(f"{name} is {getattr(self, name)}: give at least 1.")
-        for name in ("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise FerlabError(f"{name} is {getattr(self, name)}: give a number between 0 and 1.")
+        for names, allowed, words in RANGES:
+            for name in names:
+                if not allowed(getattr(self, name)):
+                    raise FerlabError(f"{name} is {getattr(self, name)}: give {words}.")
         if self.size % 16 or self.size < 32:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
         if self.local_dimensions % self.attention_maps:
             raise FerlabError(
-                f"local_dimensions is {self.local_dimensions}: give a multiple of attention_maps ({self.attention_maps})."
+                f"local_dimensions is {self.local_dimensions}: give a multiple of {self.attention_maps} attention_maps."
             )
 
     def replace(self, **changes) -> Config:
@@ -105,12 +104,25 @@ class Config:
         return cls().replace(**json.loads(text))
 
 
+BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
 CHOICES = {
+    "backbone": BACKBONES,
     "optimizer": ("sgd", "adamw"),
     "split": ("class", "shared", "off"),
     "evidence": ("loss", "margin", "both"),
     "average_precision": ("plain", "chance", "balanced"),
 }
+
+RANGES = [
+    (("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"), lambda v: v >= 1, "at least 1"),
+    (("top_k",), lambda v: v is None or v >= 1, "at least 1, or None for the whole gallery"),
+    (("warm_up",), lambda v: v >= 0, "at least 0"),
+    (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "label_smoothing"),
+     lambda v: 0 <= v <= 1, "a number between 0 and 1"),
+    (("learning_rate", "contrastive_count", "contrastive_temperature"), lambda v: 0 < v < inf, "a positive number"),
+    (("weight_decay", "augmentation", "average_epochs", "sharpness", "mask_weight", "contrastive_weight",
+      "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
+]
 
 PROFILES = {
     "smoke": Config(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
@@ -120,7 +132,7 @@ PROFILES = {
 
 
 def profile_name(name: str | None = None) -> str:
-    """The profile to use: ``name``, else FERLAB_PROFILE, else "full" where there is a GPU and "quick" where there is none.
+    """The profile to use: ``name``, else FERLAB_PROFILE, else "full" with a GPU and "quick" without.
 
     Raises FerlabError for a name that is not a profile.
     """

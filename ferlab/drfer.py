@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ferlab import metrics
 from ferlab.config import Config
@@ -13,6 +16,7 @@ from ferlab.data import FaceSet
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
 from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
 from ferlab.mixture import ClassMixture
+from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Method, Trainer
 
@@ -20,12 +24,14 @@ from ferlab.training import Batch, Method, Trainer
 class DRFERMethod(Method):
     """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
 
-    clean_probability: [N], 1 before the first split; noisy: bool [N]; history: losses of the collections so far, [E, N].
+    clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far.
     """
 
     clean_probability: Tensor
     weight: Tensor
     history: Tensor
+    new_targets: Tensor
+    distributions: ClassDistributions
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
@@ -34,19 +40,23 @@ class DRFERMethod(Method):
         self.register_buffer("weight", torch.ones(count))
         self.register_buffer("new_targets", self.targets.clone())
         self.register_buffer("history", torch.zeros(0, count))
-        self.distributions: ClassDistributions | None = None
 
-    def build_network(self) -> nn.Module:
+    def build_network(self) -> DRFER:
         network = super().build_network()
-        self.distributions = ClassDistributions(self.num_classes, network.embedding_dimensions)
+        distributions = ClassDistributions(self.num_classes, network.embedding_dimensions)
+        self.distributions = distributions.to(self.given.device)
         return network
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self.history = torch.empty_like(state["history"], device=self.given.device)  # it grows with every collection
+        return super().load_state_dict(state, strict, assign)
 
     @property
     def noisy(self) -> Tensor:
         """bool [N], True = split off as noisy."""
         return self.clean_probability < self.config.clean_threshold
 
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         features = network(batch.images)
         terms = {"cross_entropy": self.cross_entropy(
@@ -61,7 +71,7 @@ class DRFERMethod(Method):
             self.distributions.update(features.embedding.detach(), given, clean)
         return terms
 
-    def masked_modelling(self, network: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+    def masked_modelling(self, network: DRFER, images: Tensor, generator: torch.Generator) -> Tensor:
         """Reconstruct hidden patches of a share of the batch."""
         images = images[: max(1, round(self.config.mask_share * len(images)))]
         grid = self.config.size // network.cell
@@ -72,27 +82,30 @@ class DRFERMethod(Method):
 
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
         config = self.config
-        since = epoch - config.warm_up
-        splitting = config.split != "off" and since >= 0 and since % config.interval == 0 and epoch < config.epochs
-        collecting = splitting or config.split != "off" and since >= -config.smooth_collections
-        if not (collecting or splitting):
+        ahead = config.warm_up - epoch  # epochs to the next split
+        if ahead < 0:
+            ahead %= config.interval
+        if config.split == "off" or ahead >= config.smooth_collections or epoch + ahead >= config.epochs:
             return {}
         collected = trainer.collect(self.faces)
         losses = F.cross_entropy(collected.logits, self.given, reduction="none")
         self.history = torch.cat([self.history, losses[None]])
-        return self.split_and_relabel(collected.embedding) if splitting else {}
+        return self.split_and_relabel(collected.embedding) if ahead == 0 else {}
 
     def split_and_relabel(self, embedding: Tensor) -> dict:
         """Split by the evidence, relabel the noisy set by retrieval from the clean one, and set the targets."""
         config = self.config
         loss = self.history[-config.smooth_collections :].mean(0)
         scores = self.evidence(loss, embedding)
+        assert config.split != "off"
         mixture = ClassMixture(config.split, config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
         self.clean_probability = torch.from_numpy(mixture.clean_probability).float().to(loss.device)
+        if self.noisy.all():  # nothing to learn or retrieve from: no split
+            self.clean_probability = torch.ones_like(self.clean_probability)
         noisy = self.noisy
         self.new_targets = self.targets.clone()
         self.weight = (~noisy).float()
-        if noisy.any() and not noisy.all() and config.relabelling:
+        if noisy.any() and config.relabelling:
             soft = relabel(self.average_precision(embedding[noisy], embedding[~noisy], self.given[~noisy]),
                            config.sharpness)
             if config.keep_given:
@@ -110,7 +123,7 @@ class DRFERMethod(Method):
         margin = -retrieval_margin(precision, self.given)
         if self.config.evidence == "margin":
             return margin
-        return sum((s - s.mean()) / s.std().clamp(min=1e-9) for s in (loss, margin))
+        return torch.stack([(s - s.mean()) / s.std().clamp(min=1e-9) for s in (loss, margin)]).sum(0)
 
     def average_precision(
         self, queries: Tensor, gallery: Tensor, labels: Tensor, exclude: Tensor | None = None
@@ -118,7 +131,8 @@ class DRFERMethod(Method):
         """Class AP of the configured kind, [Q, C]."""
         kind = self.config.average_precision
         return class_average_precision(
-            queries, gallery, labels, self.num_classes, self.config.top_k, kind == "balanced", kind == "chance", exclude)
+            queries, gallery, labels, self.num_classes, self.config.top_k, balanced=kind == "balanced",
+            chance_corrected=kind == "chance", exclude=exclude)
 
     def quality(self) -> dict:
         """How right the split and the new labels are, by the truth that training does not see; {} without a truth."""
@@ -132,22 +146,22 @@ class DRFERMethod(Method):
 
     def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
         """loss [N], loss_history [E, N], clean_probability [N], average_precision [N, C], soft_label [N, C],
-        probability [N, C], embedding [N, D], neighbours int [N, 10] (rows of the nearest clean faces)."""
+        probability [N, C], embedding [N, D], neighbours int [N, 10] (rows of the nearest
+        clean faces; fewer columns where there are hardly any)."""
         collected = trainer.collect(self.faces)
         clean = torch.nonzero(~self.noisy).squeeze(1)
         own = torch.full((len(self.faces),), -1)
         own[clean.cpu()] = torch.arange(len(clean))
         embedding = collected.embedding
         gallery = embedding[clean]
-        neighbours = nearest_neighbours(embedding, gallery, 11)
-        rows = clean[neighbours]
-        itself = rows == torch.arange(len(rows), device=rows.device)[:, None]
-        keep = (~itself).long().argsort(dim=1, descending=True, stable=True)[:, :10]
+        nearest = clean[nearest_neighbours(embedding, gallery, 11)]  # one more than 10, as a face may find itself
+        itself = nearest == torch.arange(len(nearest), device=nearest.device)[:, None]
+        others = itself.long().argsort(dim=1, stable=True)[:, : nearest.shape[1] - 1]
         state = {
             "loss": F.cross_entropy(collected.logits, self.given, reduction="none"),
             "loss_history": self.history, "clean_probability": self.clean_probability,
             "average_precision": self.average_precision(embedding, gallery, self.given[clean], own),
             "soft_label": self.new_targets, "probability": collected.logits.softmax(1),
-            "embedding": embedding.half(), "neighbours": rows.gather(1, keep),
+            "embedding": embedding.half(), "neighbours": nearest.gather(1, others),
         }
         return {name: value.cpu().numpy() for name, value in state.items()}

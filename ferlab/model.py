@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ferlab.config import Config
 from ferlab.errors import FerlabError
 
-BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 
 
@@ -133,12 +132,8 @@ class DRFER(nn.Module):
                 raise FerlabError(f'weights={config.weights!r} need torchvision: choose backbone="resnet18".')
             blocks = (1, 1, 1, 1) if config.backbone == "small" else (2, 2, 2, 2)
             self.trunk, self.stage4, width3, width4 = small_resnet(blocks)
-        elif config.backbone in BACKBONES:
-            self.trunk, self.stage4, width3, width4 = _torchvision_resnet(config.backbone, config.weights)
         else:
-            raise FerlabError(f'The backbone "{config.backbone}" is not known: choose one of {", ".join(BACKBONES)}.')
-        if config.size % 16:
-            raise FerlabError(f"The face size is {config.size} pixels: choose a multiple of 16.")
+            self.trunk, self.stage4, width3, width4 = _torchvision_resnet(config.backbone, config.weights)
         self.local = LocalBranch(width3, config.attention_maps, config.local_dimensions)
         self.decoder = Decoder(width3, self.cell)
         self.embedding_dimensions = config.local_dimensions + width4

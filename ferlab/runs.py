@@ -13,7 +13,9 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +24,8 @@ from ferlab.config import Config
 from ferlab.errors import FerlabError
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place, so that the file is whole or not there.
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place, so that it is whole or not there.
 
     Raises FerlabError if the disk is full or the folder is not writable; the former file then stays as it was.
     """
@@ -33,8 +35,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | RuntimeError):
+            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise FerlabError(
             f"{path} could not be written ({reason}): free some space or choose a folder that you may write to; "
@@ -69,18 +74,19 @@ class Run:
     @property
     def config(self) -> Config:
         """The settings it was made with."""
-        return Config.from_json((self.directory / "config.json").read_text())
+        return self._read("config.json", lambda path: Config.from_json(path.read_text()))
 
     @property
     def environment(self) -> dict:
         """Versions, device, data set, label rule, noise and classes."""
-        return json.loads((self.directory / "environment.json").read_text())
+        return self._read("environment.json", lambda path: json.loads(path.read_text()))
 
     @property
     def metrics(self) -> list[dict]:
         """One record an epoch."""
-        path = self.directory / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not (self.directory / "metrics.jsonl").exists():
+            return []
+        return self._read("metrics.jsonl", lambda path: [json.loads(line) for line in path.read_text().splitlines()])
 
     def write_metrics(self, records: list[dict]) -> None:
         """All records so far, whole."""
@@ -89,15 +95,16 @@ class Run:
 
     def state(self, split: str = "train") -> dict[str, np.ndarray]:
         """What is known of every face of a split; see ``training.collect_state``."""
-        path = self.directory / f"state_{split}.npz"
-        if not path.is_file():
-            raise FerlabError(f"{path} does not exist: this run has no state of the split {split!r}; finish the training.")
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        def read(path: Path) -> dict[str, np.ndarray]:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+
+        return self._read(f"state_{split}.npz", read)
 
     def write_state(self, split: str, state: dict[str, np.ndarray]) -> None:
         """Arrays by name, readable without pickle."""
-        write_whole(self.directory / f"state_{split}.npz", lambda temporary: np.savez(temporary, **state))
+        path = self.directory / f"state_{split}.npz"
+        write_whole(path, lambda temporary: np.savez(temporary, **state))  # type: ignore[arg-type]
 
     @property
     def has_checkpoint(self) -> bool:
@@ -109,14 +116,20 @@ class Run:
 
     def read_checkpoint(self) -> dict:
         """What ``write_checkpoint`` wrote. Raises FerlabError if it is absent or cannot be read as plain tensors."""
-        path = self.directory / "checkpoint.pt"
+        return self._read("checkpoint.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True))
+
+    def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
+        path = self.directory / name
         if not path.is_file():
-            raise FerlabError(f"{self.directory} has no checkpoint.pt: train it first with ferlab train --run DIR.")
+            what = f"no state of the split {name[6:-4]!r}" if name.startswith("state_") else f"no {name}"
+            raise FerlabError(f"{self.directory} has {what}: train it to the end with ferlab train --run DIR.")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            return read(path)
+        except Exception as error:  # whatever a damaged file makes of its reader
+            kind = "a checkpoint" if name == "checkpoint.pt" else "part of a run"
             raise FerlabError(
-                f"{path} cannot be read as a checkpoint ({type(error).__name__}): delete it and train again."
+                f"{path} cannot be read as {kind} ({type(error).__name__}): it is damaged or of another program; "
+                "delete the run directory and train again."
             ) from error
 
 

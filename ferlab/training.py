@@ -1,8 +1,9 @@
-"""The training loop. It knows no method by name: a ``Method`` says what is lost on a batch and what happens after it."""
+"""The training loop, which knows no method by name: a ``Method`` says what a batch loses and what follows an epoch."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Method(nn.Module):
     buffers are kept in the checkpoint.
     """
 
+    given: Tensor
     targets: Tensor
 
     def __init__(self, config: Config, train: FaceSet):
@@ -64,11 +66,11 @@ class Method(nn.Module):
         self.register_buffer("given", given)
         self.register_buffer("targets", soft)
 
-    def build_network(self) -> nn.Module:
+    def build_network(self) -> DRFER:
         """The network to train; it returns ``Features``."""
         return DRFER(self.config, self.num_classes)
 
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of the loss on a batch, weighted; their sum is minimised."""
         features: Features = network(batch.images)
         return {"cross_entropy": self.cross_entropy(features.logits, self.targets[batch.index])}
@@ -81,7 +83,7 @@ class Method(nn.Module):
         return loss.mean() if weight is None else (loss * weight).mean()
 
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
-        """Called after epoch 1, 2, ... with the trainer, whose ``collect`` looks at the training set; returns metrics."""
+        """Called after epoch 1, 2, ... with the trainer, which can ``collect`` the training set; returns metrics."""
         return {}
 
     def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
@@ -98,15 +100,15 @@ class Trainer:
     def __init__(self, config: Config, splits: Splits, run: Run | None = None, progress: bool | None = None):
         if splits.train is None or not len(splits.train):
             raise FerlabError("There are no training faces: give a data set with a train split.")
-        self.config, self.splits, self.run = config, splits, run
+        self.config, self.splits, self.train, self.run = config, splits, splits.train, run
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
         torch.manual_seed(config.seed)
-        self.method = method_class(config.method)(config, splits.train).to(self.device)
-        self.network = self.method.build_network().to(self.device, memory_format=torch.channels_last)
+        self.method = method_class(config.method)(config, self.train).to(self.device)
+        self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.optimizer = make_optimizer(config, self.network)
-        self.steps_per_epoch = max(1, len(splits.train) // config.batch_size)
+        self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         self.epoch = 0
         self.records: list[dict] = []
 
@@ -119,7 +121,7 @@ class Trainer:
             record = self._train_epoch()
             self.epoch += 1
             record |= self.method.after_epoch(self.epoch, self)
-            if self.splits.valid is not None:
+            if self.splits.valid is not None and len(self.splits.valid):
                 record["valid"] = self.evaluate(self.splits.valid)
             self.records.append({"epoch": self.epoch, "seconds": round(time.perf_counter() - started, 2)} | record)
             if self.run is not None:
@@ -133,10 +135,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         torch.manual_seed(config.seed * 1_000_003 + self.epoch)
         self.network.train()
-        totals: dict[str, float] = {}
-        order = torch.randperm(len(self.splits.train), generator=generator)
-        batches = self.batches(self.splits.train, order, min(config.batch_size, len(order)))
-        bar = tqdm(batches, f"epoch {self.epoch + 1}/{config.epochs}", self.steps_per_epoch, False, disable=self.bar_off)
+        total = torch.zeros(1, device=self.device)
+        order = torch.randperm(len(self.train), generator=generator)
+        batches = self.batches(self.train, order, min(config.batch_size, len(order)))
+        title = f"epoch {self.epoch + 1}/{config.epochs}"
+        bar = tqdm(batches, title, self.steps_per_epoch, leave=False, disable=self.bar_off)
         for step, (images, index) in enumerate(bar):
             if step == self.steps_per_epoch:
                 break  # a last, smaller batch would have statistics of its own
@@ -146,26 +149,29 @@ class Trainer:
             images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 terms = self.method.loss(self.network, Batch(images, index.to(self.device)), generator)
-            loss = torch.stack(list(terms.values())).sum()
+            values = torch.stack([term.detach().float() for term in terms.values()])
+            total = total + values
+            if step == 0:
+                broken = torch.zeros_like(values, dtype=torch.bool)
+            broken = torch.where(broken.any(), broken, ~values.isfinite())  # the first to break, told after the epoch
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.stack(list(terms.values())).sum().backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             self.optimizer.step()
-            self._update_average()
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(term.detach())
-            if not math.isfinite(totals[name]):
-                raise FerlabError(
-                    f"The loss is not a number in epoch {self.epoch + 1} ({name}): lower the learning rate "
-                    f"(now {config.learning_rate}) or its weight; the last epoch's checkpoint is kept."
-                )
-        return {"loss": {name: total / self.steps_per_epoch for name, total in totals.items()}}
+            self._update_average(step)
+        for name in itertools.compress(terms, broken.tolist()):
+            raise FerlabError(
+                f"The loss is not a number in epoch {self.epoch + 1} ({name}): lower the learning rate "
+                f"(now {config.learning_rate}) or its weight; the last epoch's checkpoint is kept."
+            )
+        means = dict(zip(terms, (total / self.steps_per_epoch).tolist(), strict=True))
+        return {"loss": means}
 
     def batches(self, faces: FaceSet, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised images float [B, 3, size, size] on the device, and their rows int [B]."""
         for index in order.split(size):
-            images = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(self.device, non_blocking=True)
-            yield standardise(images, self.config.size), index
+            images = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()]))
+            yield standardise(images.to(self.device, non_blocking=True), self.config.size), index
 
     def learning_rate(self, progress: float) -> float:
         """Linear rise to the peak, plateau, cosine to zero; progress in [0, 1] over the whole training."""
@@ -175,9 +181,9 @@ class Trainer:
         return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_average(self, step: int = 0) -> None:
         window = max(1.0, self.config.average_epochs * self.steps_per_epoch)
-        done = self.epoch * self.steps_per_epoch
+        done = self.epoch * self.steps_per_epoch + step
         decay = min(1 - 1 / window, (1 + done) / (10 + done))
         for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
             if mean.is_floating_point():
@@ -190,9 +196,9 @@ class Trainer:
         """The averaged network in evaluation mode on every face, in order."""
         return collect(self.average, faces, mirror, self.device)
 
-    def evaluate(self, faces: FaceSet) -> dict:
+    def evaluate(self, faces: FaceSet, mirror: bool = False) -> dict:
         """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
-        probabilities = self.collect(faces).logits.softmax(1).cpu().numpy()
+        probabilities = self.collect(faces, mirror).logits.softmax(1).cpu().numpy()
         return metrics.classification(probabilities, reference(faces), faces.classes)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -208,11 +214,17 @@ class Trainer:
                     "directory or delete it."
                 )
             state = run.read_checkpoint()
-            for name in ("network", "average", "method", "optimizer"):
-                getattr(self, name).load_state_dict(state[name])
+            try:
+                for name in ("network", "average", "method", "optimizer"):
+                    getattr(self, name).load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise FerlabError(
+                    f"{run.directory / 'checkpoint.pt'} is of another network or of other faces than this run's: "
+                    "choose another --run directory or delete it."
+                ) from error
             self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
             return
-        train = self.splits.train
+        train = self.train
         write_json(run.directory / "environment.json", environment() | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
@@ -222,7 +234,7 @@ class Trainer:
     def _save(self, run: Run) -> None:
         run.write_metrics(self.records)
         run.write_checkpoint({
-            "epoch": self.epoch, "classes": list(self.splits.train.classes),
+            "epoch": self.epoch, "classes": list(self.train.classes),
             "network": self.network.state_dict(), "average": self.average.state_dict(),
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
         })
@@ -234,18 +246,20 @@ def reference(faces: FaceSet) -> np.ndarray:
 
 
 @torch.no_grad()
-def collect(network: nn.Module, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
+def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
+    was_training = network.training
     network.eval()
     logits, embeddings = [], []
     for start in range(0, len(faces), 256):
-        raw = torch.from_numpy(np.ascontiguousarray(faces.images[start : start + 256])).to(device)
+        raw = torch.from_numpy(np.array(faces.images[start : start + 256])).to(device)
         images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
         views = (images, images.flip(3)) if mirror else (images,)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):
             features = [network(view) for view in views]
         logits.append(torch.stack([f.logits.float() for f in features]).mean(0))
         embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
+    network.train(was_training)
     return Collection(torch.cat(logits), torch.cat(embeddings))
 
 
