@@ -30,8 +30,8 @@ class Head(NamedTuple):
     material: np.ndarray      # int64 [T]
     openness: np.ndarray      # float64 [V], 1 = sees the whole sky
     lip: np.ndarray           # float64 [V], 1 = red of the lips
-    starts: np.ndarray        # int64 [S + 1]: target s moves the vertices index[starts[s]:starts[s + 1]] by delta
-    index: np.ndarray         # int64 [M]
+    starts: np.ndarray        # int64 [S + 1]: target s moves the vertices moved[starts[s]:starts[s + 1]] by delta
+    moved: np.ndarray         # int64 [M]
     delta: np.ndarray         # float64 [M, 3]
 
 
@@ -168,7 +168,7 @@ def morph(vertices, weights, head):
         if weights[s] != 0.0:
             for m in range(head.starts[s], head.starts[s + 1]):
                 for k in range(3):
-                    vertices[head.index[m], k] += weights[s] * head.delta[m, k]
+                    vertices[head.moved[m], k] += weights[s] * head.delta[m, k]
 
 
 @compiled

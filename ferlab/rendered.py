@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -657,9 +657,10 @@ def render_face(units=None, identity: int = 0, yaw: float = 0.0, pitch: float = 
     units: None (at rest), a mapping from names in ``UNITS`` to weights, or an array [52]; 0 = at rest, 1 = full, at
     most 1.7. identity: number of the person; with the same ``seed``, ``extras["identity"]`` of ``load`` names the same
     people. yaw, pitch, roll: turn of the head in degrees. light: azimuth and height of the key light in degrees, None =
-    the studio's. Raises FerlabError for unknown units, a wrong shape, and a size outside of 24 to 512.
+    the studio's. Raises FerlabError for unknown units, a wrong shape, and numbers out of range.
     """
     _check_size(size)
+    _check_whole(identity=identity, seed=seed)
     lamp = STUDIO if light is None else STUDIO._replace(direction=_direction(light[0], min(80.0, max(-80.0, light[1]))))
     return _draw(_person(seed, int(identity)), _unit_weights(units), Camera(yaw, pitch, roll), lamp, size)[0]
 
@@ -668,9 +669,12 @@ def render_again(faces: FaceSet, index: int, units=None, size: int = 64, seed: i
     """Face ``index`` of a FaceSet of ``load`` once more, uint8 [size, size, 3]: same person, camera and light.
 
     units: what replaces its expression, as in ``render_face`` (an array of zeros = the face at rest); None = its own.
-    seed: that of ``load``.
+    seed: that of ``load``. Raises FerlabError for faces of another data set, unknown units and a size out of range.
     """
     _check_size(size)
+    if faces.dataset != "rendered" or faces.names is None or faces.truth is None:
+        raise FerlabError(f"render_again: the faces of {faces.dataset or 'this set'} are not rendered; pass those of"
+                          " ferlab.rendered.load.")
     _, split, number = str(faces.names[index]).split("-")
     weights = faces.extras["units"][index].astype(float) if units is None else _unit_weights(units)
     identity, label = int(faces.extras["identity"][index]), int(faces.truth[index])
@@ -697,9 +701,7 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
     """
     _check_size(size)
     counts = {"train": train, "valid": valid, "test": test}
-    for name, value in {"seed": seed, **counts}.items():
-        if not isinstance(value, (int, np.integer)) or value < 0:
-            raise FerlabError(f"rendered: {name}={value!r} is not a whole number from 0 up; pass one, e.g. {name}=100.")
+    _check_whole(seed=seed, **counts)
     if workers is not None and workers < 1:
         raise FerlabError(f"rendered: workers={workers!r} is less than 1; pass 1 or more, or None for one a core.")
     folder = _cache_folder(cache) / f"rendered-v{VERSION}-size{size}-seed{seed}-{train}-{valid}-{test}"
@@ -719,6 +721,12 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
 def _check_size(size) -> None:
     if not isinstance(size, (int, np.integer)) or not 24 <= size <= 512:
         raise FerlabError(f"rendered: size={size!r} is not a whole number from 24 to 512 (pixels); pass e.g. size=64.")
+
+
+def _check_whole(**numbers) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise FerlabError(f"rendered: {name}={value!r} is not a whole number from 0 up; pass one, e.g. {name}=100.")
 
 
 def _cache_folder(cache) -> Path:
@@ -743,11 +751,11 @@ def _render_chunk(path: Path, size: int, seed: int, split: int, start: int, trut
     faces = [_face(seed, split, start + i, int(label), int(person), size)
              for i, (label, person) in enumerate(zip(truth, identity, strict=True))]
     images, parts, expressions = zip(*faces, strict=True)
+    arrays: dict[str, Any] = {key: np.array([getattr(each, key) for each in expressions], np.float32)
+                              for key in ("mixture", "units", "votes")}
     unfinished = path.with_suffix(f".{os.getpid()}")
     with open(unfinished, "wb") as file:
-        np.savez(file, images=np.stack(images), parts=np.stack(parts), truth=truth, identity=identity,
-                 **{key: np.stack([getattr(each, key) for each in expressions]).astype(np.float32)
-                    for key in ("mixture", "units", "votes")})
+        np.savez(file, images=np.stack(images), parts=np.stack(parts), truth=truth, identity=identity, **arrays)
     os.replace(unfinished, path)
 
 
@@ -792,13 +800,11 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
 def _join(folder: Path, split: str, count: int, size: int, paths: list[Path]) -> None:
     """Write the chunks of a split as one array of images and one file of everything else."""
     images = np.lib.format.open_memmap(folder / f"{split}-images.npy", "w+", np.uint8, (count, size, size, 3))
-    columns, start = [], 0
-    for path in paths:
+    chunks: list[dict[str, Any]] = []
+    for i, path in enumerate(paths):
         with np.load(path) as file:
-            arrays = dict(file)
-        chunk = arrays.pop("images")
-        images[start:start + len(chunk)] = chunk
-        start += len(chunk)
-        columns.append(arrays)
+            chunks.append(dict(file))
+        images[i * CHUNK:(i + 1) * CHUNK] = chunks[-1].pop("images")
     images.flush()
-    np.savez(folder / f"{split}.npz", **{key: np.concatenate([each[key] for each in columns]) for key in columns[0]})
+    arrays: dict[str, Any] = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    np.savez(folder / f"{split}.npz", **arrays)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ferlab import rendered
+from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
 
 COUNTS = {"train": 60, "valid": 12, "test": 18}
@@ -167,6 +168,10 @@ def test_other_errors(tmp_path):
         rendered.expression_units("fear", variant=2)
     with pytest.raises(FerlabError, match="no face unit 'smile'"):
         rendered.render_face({"smile": 1})
+    with pytest.raises(FerlabError, match="identity=-1"):
+        rendered.render_face(identity=-1)
+    with pytest.raises(FerlabError, match="not rendered"):
+        rendered.render_again(FaceSet(np.zeros((1, 24, 24, 3), np.uint8), np.zeros(1, int), ("a",)), 0)
     for units in (np.zeros(3), np.full(52, np.nan)):
         with pytest.raises(FerlabError, match="52 finite weights"):
             rendered.render_face(units)
