@@ -1,13 +1,15 @@
 """Runs a grid of trainings, one JSON a run, so that what is claimed can be measured again.
 
-A grid file names data, methods and seeds:
+A grid file names data, noise, methods, schedules and seeds:
 
     {"name": "rendered", "data": "rendered", "options": {"size": 48}, "profile": "quick", "seeds": [0, 1, 2],
      "noise": [["symmetric", 0.3], ["none", 0.0]],
-     "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}}}
+     "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}},
+     "schedules": {"short": {"epochs": 16, "warm_up": 9}, "long": {"epochs": 24, "warm_up": 14}}}
 
-Every cell (method, noise, seed) becomes results/NAME-METHOD-NOISE-SEED.json; cells whose file exists are skipped, and
-an interrupted one goes on from the checkpoint of its run directory.
+The first seed tries every schedule; the others run each method and noise with the schedule that was best on valid then.
+Every cell (method, schedule, noise, seed) becomes results/NAME-METHOD-SCHEDULE-NOISE-SEED.json; cells whose file exists
+are skipped, and an interrupted one goes on from the checkpoint of its run directory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ferlab.runs import write_json
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a grid; ``method`` is the name that the grid gives to ``settings``."""
+    """One training of a grid; ``method`` and ``schedule`` are the names that the grid gives to ``settings``."""
 
     grid: str
     data: str
@@ -36,25 +38,27 @@ class Cell:
     noise: str
     rate: float
     method: str
+    schedule: str
     settings: dict
     seed: int
 
     @property
     def name(self) -> str:
         noise = self.noise if self.noise in ("none", "given") else f"{self.noise}{round(100 * self.rate)}"
-        return f"{self.grid}-{self.method}-{noise}-{self.seed}"
+        return f"{self.grid}-{self.method}-{self.schedule}-{noise}-{self.seed}"
 
 
 def read_grid(path: Path, root: str | None = None) -> list[Cell]:
-    """The cells of a grid file, all methods and noises of a seed before the next seed."""
+    """The cells of a grid file. Raises FerlabError for a file that is no grid."""
     try:
         grid = json.loads(path.read_text())
         return [
             Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
-                 settings, seed)
+                 schedule, settings | times, seed)
             for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
+            for schedule, times in grid["schedules"].items()
         ]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, AttributeError) as error:
         raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}): see benchmarks/.") from error
 
 
@@ -80,7 +84,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     }
     return {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
-        "noise": train.noise or cell.noise, "method": cell.method, "seed": cell.seed,
+        "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
+        "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
         "scores": scores, "epochs": trainer.records,
@@ -97,11 +102,20 @@ def run_grid(
     only: cells whose name contains it. Raises FerlabError for a file that is no grid.
     """
     results = Path(results)
-    cells = [c for c in read_grid(Path(path), root) if only in c.name and not (results / f"{c.name}.json").exists()]
+    cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
+    first_seed = cells[0].seed if cells else 0
+    done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
+    known = [json.loads(f.read_text()) for c in cells if (f := results / f"{c.name}.json").exists()]
+    chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
+    later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
+    return done + _run(later, results, Path(runs_folder), jobs)
+
+
+def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:
+    cells = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
     done: list[str] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(run_cell, cell, Path(runs_folder)): cell for cell in cells}
-        for finished in as_completed(waiting):
+        for finished in as_completed([pool.submit(run_cell, cell, runs_folder) for cell in cells]):
             result = finished.result()
             write_json(results / f"{result['name']}.json", result)
             done.append(result["name"])
@@ -110,21 +124,20 @@ def run_grid(
     return done
 
 
-def read_results(results: str | Path):
-    """All results of a folder as a DataFrame, one run a row."""
-    import pandas as pd
+def best_schedules(results: list[dict]) -> list[dict]:
+    """The results of each method and noise with the schedule that had the best valid accuracy on the first seed."""
+    chosen = []
+    for key in dict.fromkeys((r["data"], r["method"], r["noise"], r["rate"]) for r in results):
+        mine = [r for r in results if (r["data"], r["method"], r["noise"], r["rate"]) == key]
+        first = min(r["seed"] for r in mine)
+        best = max((r for r in mine if r["seed"] == first), key=lambda r: r["scores"]["valid"]["accuracy"])
+        chosen += [r for r in mine if r["schedule"] == best["schedule"]]
+    return chosen
 
-    rows = []
-    for path in sorted(Path(results).glob("*.json")):
-        result = json.loads(path.read_text())
-        splits = [r["split"] for r in result["epochs"] if "split" in r]
-        row = {k: result[k] for k in ("name", "data", "rule", "noise", "method", "seed", "seconds")}
-        row |= {f"{split}_{key}": score[key] for split, score in result["scores"].items()
-                for key in ("accuracy", "mean_class_accuracy", "macro_f1")}
-        row |= {key: splits[-1].get(key) for key in ("auroc", "clean_precision", "clean_share", "right_if_wrong",
-                                                     "right_if_clean", "right_after")} if splits else {}
-        rows.append(row)
-    return pd.DataFrame(rows)
+
+def read_results(folder: str | Path) -> list[dict]:
+    """All results of a folder, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
 
 
 def interval(values) -> tuple[float, float]:
@@ -135,3 +148,40 @@ def interval(values) -> tuple[float, float]:
     n = len(values)
     half = t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
     return float(values.mean()), float(half)
+
+
+def table(results: list[dict], split: str) -> str:
+    """A Markdown table of the chosen schedules' scores on a split, a row for each noise and method.
+
+    Numbers are percentages: mean over the seeds and half-width of the 95 % interval where there are several. The last
+    columns are of the last split into clean and noisy: AUROC of finding the wrong labels, share of the relabelled wrong
+    labels that are right now, share of all training labels that are right now.
+    """
+    lines = [
+        "| data (rule) | label noise | method | schedule | seeds | accuracy | mean-class | noise AUROC "
+        "| relabelled right | labels right after | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    chosen = best_schedules(results)
+    for key in dict.fromkeys((r["data"], r["rule"], r["noise"], r["rate"], r["method"]) for r in chosen):
+        data, rule, noise, rate, method = key
+        mine = [r for r in chosen if (r["data"], r["rule"], r["noise"], r["rate"], r["method"]) == key]
+        scores = [r["scores"][split] for r in mine]
+        splits = [[e["split"] for e in r["epochs"] if "split" in e][-1:] for r in mine]
+        found = [s for last in splits for s in last]
+        cells = [
+            f"{data} ({rule})", f"{noise} {rate:.0%}" if rate else noise, method, mine[0]["schedule"], str(len(mine)),
+            _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
+            *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "right_after")),
+            f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _percent(values: list[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "-"
+    mean, half = interval(known)
+    return f"{100 * mean:.1f}" + (f" ± {100 * half:.1f}" if len(known) > 1 else "")

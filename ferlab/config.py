@@ -32,12 +32,12 @@ class Config:
 
     # schedule
     epochs: int = 24
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1  # at the peak
-    weight_decay: float = 5e-4
+    batch_size: int = 64
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: float = 2e-3  # at the peak
+    weight_decay: float = 0.05
     ramp_up: float = 0.15  # share of the steps in which the learning rate rises to its peak
-    anneal_from: float = 0.15  # share of the steps after which it falls to zero along a cosine
+    anneal_from: float = 0.5  # share of the steps after which it falls to zero along a cosine
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0
     augmentation: float = 1.0  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
@@ -49,9 +49,9 @@ class Config:
     mask_share: float = 0.5  # share of the batch that a masked copy is made of
 
     # split into clean and noisy
-    split: Literal["class", "shared", "off"] = "class"
-    warm_up: int = 12  # epochs before the first split
-    interval: int = 4  # epochs between splits
+    split: Literal["class", "shared", "off"] = "shared"
+    warm_up: int = 14  # epochs before the first split
+    interval: int = 5  # epochs between splits
     evidence: Literal["loss", "margin", "both"] = "loss"
     smooth_collections: int = 3  # losses are averaged over this many collections
     tied: bool = True
@@ -66,7 +66,7 @@ class Config:
     # retrieval relabelling
     relabelling: bool = True
     relabel_weight: float = 1.0
-    average_precision: Literal["plain", "chance", "balanced"] = "chance"
+    average_precision: Literal["plain", "chance", "balanced"] = "balanced"
     top_k: int | None = None
     sharpness: float = 2.0
     keep_given: bool = True  # mix the given label into the soft one by the clean probability
