@@ -95,9 +95,9 @@ def test_picture_shows_itself_as_small_png(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(display, "display", sent.append)
     picture = plots.face_grid(FACES)
     picture._ipython_display_()
-    assert len(sent) == 1 and sent[0].data == picture.png()
     image = Image.open(io.BytesIO(sent[0].data))
-    assert image.format == "PNG" and image.mode == "P"
+    assert len(sent) == 1 and image.format == "PNG" and image.mode == "P"
+    assert len(sent[0].data) < len(picture.png())
 
 
 # -------------------------------------------------------------------------------------------------------------- faces
@@ -128,8 +128,8 @@ def test_wrong_labels_are_framed_and_no_others():
     assert to_hex(picture.axes[1].spines["left"].get_edgecolor()) == WRONG
     assert picture.axes[1].get_title() == "happiness\ntruly anger"
     assert picture.axes[3].get_title().strip() == "sadness"
-    assert WRONG in {to_hex(color) for _, color in shown(picture).convert("RGB").getcolors(1 << 20)
-                     for color in [np.array(color) / 255]}
+    pixels = np.asarray(shown(picture).convert("RGB"), int)
+    assert (np.abs(pixels - 255 * np.array(to_rgb(WRONG))).max(-1) < 12).mean() > 0.01
     unknown = plots.labelled_faces(FACES[:4], given, None, CLASSES)
     assert [axes.get_title() for axes in unknown.axes] == list(CLASSES[:4])
 
