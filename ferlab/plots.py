@@ -114,6 +114,32 @@ def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False) -
         axes.set_title(title, fontsize=11, pad=5, color=WRONG if wrong else "black")
 
 
+def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
+    """A widget: controls beside what ``draw`` makes of their values, drawn anew whenever one changes.
+
+    draw: takes the values by name and returns a ``Picture`` or an image uint8 [H, W] or [H, W, 3].
+    controls: ipywidgets that have a value, such as FloatSlider. (No Output widget, unlike ``interact``: those swallow
+    the errors of ``draw``, and an executor of notebooks may wait for them for ever.)
+    """
+    import ipywidgets as widgets
+
+    picture = widgets.Image(format="png")
+
+    def redraw(_: Any = None) -> None:
+        drawn, buffer = draw(**{name: control.value for name, control in controls.items()}), io.BytesIO()
+        if isinstance(drawn, Picture):
+            buffer.write(drawn.png())
+        else:
+            Image.fromarray(drawn).save(buffer, format="png")
+        picture.value = buffer.getvalue()
+
+    for name, control in controls.items():
+        control.description = control.description or name.replace("_", " ")
+        control.observe(redraw, "value")
+    redraw()
+    return widgets.HBox([widgets.VBox(list(controls.values())), picture])
+
+
 # -------------------------------------------------------------------------------------------------------------- faces
 
 @_styled
@@ -400,7 +426,7 @@ def figure_expressions() -> Picture:
     """Five people showing the eight classes."""
     from ferlab import rendered
 
-    people = (1, 13, 6, 20, 3)
+    people = (9, 14, 5, 35, 28)
     images = [rendered.render_face(rendered.expression_units(name), identity=i, size=112, yaw=yaw)
               for i, yaw in zip(people, (0, -14, 10, 16, -8)) for name in rendered.CLASSES]
     return face_grid(images, rendered.CLASSES, title="Rendered faces: posed prototypes of eight expressions")
@@ -411,7 +437,7 @@ def figure_intensity() -> Picture:
     from ferlab import rendered
 
     levels, names = np.linspace(0, 1, 6), ("happiness", "anger", "fear")
-    images = [rendered.render_face(rendered.expression_units(name, level), identity=1, size=112)
+    images = [rendered.render_face(rendered.expression_units(name, level), identity=24, size=112)
               for name in names for level in levels]
     return face_grid(images, [f"{level:.0%}" for level in levels], columns=6, row_names=names,
                      title="The same face, its units at rising strength")

@@ -100,6 +100,25 @@ def test_picture_shows_itself_as_small_png(monkeypatch: pytest.MonkeyPatch):
     assert len(sent[0].data) < len(picture.png())
 
 
+def test_sliders_draw_anew_when_moved():
+    from ipywidgets import FloatSlider, IntSlider
+
+    def grey(level, add):
+        return np.full((8, 8), 100 * level + add, np.uint8)
+
+    level, add = FloatSlider(0.5, min=0, max=2), IntSlider(3, description="more")
+    panel = plots.with_sliders(grey, level=level, add=add)
+    controls, picture = panel.children
+    assert controls.children == (level, add) and (level.description, add.description) == ("level", "more")
+    assert (np.asarray(Image.open(io.BytesIO(picture.value))) == 53).all()
+    level.value = 2
+    assert (np.asarray(Image.open(io.BytesIO(picture.value))) == 203).all()
+    drawn = plots.with_sliders(lambda number: plots.face_grid(FACES[:number]), number=IntSlider(2, min=1))
+    assert drawn.children[1].value == plots.face_grid(FACES[:2]).png()
+    with pytest.raises(ZeroDivisionError):
+        plots.with_sliders(lambda number: 1 / number, number=IntSlider(0))
+
+
 # -------------------------------------------------------------------------------------------------------------- faces
 
 @pytest.mark.parametrize("images", [FACES, GREY])
