@@ -445,7 +445,7 @@ def figure_intensity() -> Picture:
 
 def figure_counts() -> Picture:
     """How many training faces each class has."""
-    faces = _faces()
+    faces = _faces(48, 6000)
     return class_counts(faces.class_counts, faces.classes, title=f"{len(faces):,} rendered training faces")
 
 
@@ -461,7 +461,7 @@ def figure_votes() -> Picture:
 
 def figure_noise() -> Picture:
     """Where labels go under the three kinds of noise."""
-    faces = _faces()
+    faces = _faces(48, 6000)
     noisy = {kind: faces.with_noise(kind, 0.3).labels for kind in ("symmetric", "asymmetric", "annotators")}
     return transition_matrices({kind: (faces.labels, given) for kind, given in noisy.items()}, faces.classes,
                                title="Three kinds of label noise, 30 % each")
@@ -489,11 +489,13 @@ def pure(faces: FaceSet, label: int) -> np.ndarray:
     return rows[np.argsort(-faces.votes[rows, label], kind="stable")]
 
 
-@functools.lru_cache(maxsize=1)
-def _faces() -> FaceSet:
+@functools.lru_cache
+def _faces(size: int = 96, train: int = 600) -> FaceSet:
+    """Training faces that the figures show; those of 48 pixels are the notebooks'."""
     from ferlab import rendered
 
-    faces = rendered.load(size=96, train=600, valid=0, test=0).train
+    others: Any = {} if size == 48 else {"valid": 0, "test": 0}
+    faces = rendered.load(size=size, train=train, **others).train
     assert faces is not None
     return faces
 

@@ -295,7 +295,7 @@ def test_figures_of_the_rendered_faces(monkeypatch: pytest.MonkeyPatch):
     from ferlab import rendered
 
     faces = rendered.load(size=24, train=150, valid=0, test=0, workers=1).train
-    monkeypatch.setattr(plots, "_faces", lambda: faces)
+    monkeypatch.setattr(plots, "_faces", lambda *_: faces)
     for name in ("counts", "votes", "noise", "wrong_labels", "parts"):
         assert isinstance(plots.FIGURES[name](), Picture)
     rows = plots.pure(faces, 1)
