@@ -67,7 +67,7 @@ class Picture(Figure):
     def _ipython_display_(self) -> None:
         from IPython import display
 
-        display.display(display.Image(data=self.png(80)))  # a whole notebook should stay below 500 kB
+        display.display(display.Image(data=self.png(64)))  # a whole notebook should stay below 500 kB
 
 
 _Plot = TypeVar("_Plot", bound=Callable[..., Picture])
