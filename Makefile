@@ -22,8 +22,9 @@ test: $(READY) ## lint, types and tests
 	$(RUN) -m mypy
 	$(RUN) -m pytest
 
-bench: $(READY) ## measure the methods on rendered faces; results go to benchmarks/
-	$(RUN) benchmarks/rendered.py
+bench: $(READY) ## measure the methods on rendered faces (hours); results go to benchmarks/results/
+	$(VENV)/bin/ferlab bench benchmarks/rendered.json --jobs 2
+	$(VENV)/bin/ferlab report --readme README.md
 
 figures: $(READY) ## draw every picture of the README and the notebooks into figures/
 	$(RUN) -m ferlab.plots

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ferlab.errors import FerlabError
-from ferlab.runs import write_json
+from ferlab.runs import write_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_grid(path: Path, root: str | None = None) -> list[Cell]:
             for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
             for schedule, times in grid["schedules"].items()
         ]
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}): see benchmarks/.") from error
 
 
@@ -89,7 +89,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
         "scores": scores, "epochs": trainer.records,
-        "settings": vars(settings), "environment": runs.environment(),
+        "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(),
     }
 
 
@@ -177,6 +177,29 @@ def table(results: list[dict], split: str) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def tables(results: list[dict]) -> str:
+    """The table of every data set: on its test split, or on valid where its test split is held back."""
+    parts = []
+    for data in dict.fromkeys(r["data"] for r in results):
+        mine = [r for r in results if r["data"] == data]
+        split = "test" if all("test" in r["scores"] for r in mine) else "valid"
+        devices = ", ".join(dict.fromkeys(r["environment"]["device"].split(",")[0] for r in mine))
+        parts.append(f"`{data}`, {split} split, profile `{mine[0]['profile']}`, {devices}; last epoch, schedules "
+                     f"chosen on valid, minutes as trained:\n\n{table(mine, split)}")
+    return "\n\n".join(parts)
+
+
+def update_readme(readme: str | Path, results: list[dict]) -> None:
+    """Put the tables between the markers <!-- results --> and <!-- /results -->. Raises FerlabError without markers."""
+    path = Path(readme)
+    before, opening, rest = path.read_text().partition("<!-- results -->\n")
+    _, closing, after = rest.partition("<!-- /results -->")
+    if not (opening and closing):
+        raise FerlabError(f"{path} lacks the lines <!-- results --> and <!-- /results -->: add them.")
+    text = before + opening + tables(results) + "\n" + closing + after
+    write_whole(path, lambda temporary: temporary.write_text(text))
 
 
 def _percent(values: list[float | None]) -> str:

@@ -386,6 +386,41 @@ def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None
         sys.exit(1)
 
 
+
+# ------------------------------------------------------------------------------------------------------------- bench
+
+@cli.command()
+@click.argument("grid", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--root", type=click.Path(path_type=Path), help="Where the grid's data set lies; rendered needs none.")
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), default="benchmarks/results",
+              show_default=True, help="One JSON a run goes there; those that exist are not run again.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time, a core each.")
+@click.option("--only", default="", metavar="TEXT", help="Only the cells whose name contains it.")
+def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) -> None:
+    """Run the trainings of a grid file, such as benchmarks/rendered.json.
+
+    An interrupted grid goes on where it stopped.
+    """
+    from ferlab.bench import run_grid
+
+    run_grid(grid, results, root, "runs", jobs, only)
+
+
+@cli.command()
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False, exists=True), default="benchmarks/results",
+              show_default=True)
+@click.option("--readme", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="Put the tables between the markers of this file.")
+def report(results: Path, readme: Path | None) -> None:
+    """Print what ferlab bench measured as Markdown tables."""
+    from ferlab import bench
+
+    measured = bench.read_results(results)
+    if readme is not None:
+        bench.update_readme(readme, measured)
+    click.echo(bench.tables(measured))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     import json
 

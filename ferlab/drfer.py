@@ -96,9 +96,9 @@ class DRFERMethod(Method):
         """Split by the evidence, relabel the noisy set by retrieval from the clean one, and set the targets."""
         config = self.config
         loss = self.history[-config.smooth_collections :].mean(0)
-        scores = self.evidence(loss, embedding)
-        assert config.split != "off"
-        mixture = ClassMixture(config.split, config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
+        everybody = torch.arange(len(embedding), device=embedding.device)
+        precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
+        mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
         self.clean_probability = torch.from_numpy(mixture.clean_probability).float().to(loss.device)
         if self.noisy.all():  # nothing to learn or retrieve from: no split
             self.clean_probability = torch.ones_like(self.clean_probability)
@@ -115,15 +115,23 @@ class DRFERMethod(Method):
             self.weight[noisy] = config.relabel_weight
         return {"split": self.quality() | {"status": mixture.status}}
 
-    def evidence(self, loss: Tensor, embedding: Tensor) -> Tensor:
+    @property
+    def uses_retrieval(self) -> bool:
+        """Whether the evidence needs average precisions."""
+        return self.config.evidence != "loss"
+
+    def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None) -> Tensor:
         """The score to split by, [N], higher = more likely wrong: the loss, the negative retrieval margin, or both."""
-        if self.config.evidence == "loss":
+        if precision is None or not self.uses_retrieval:
             return loss
-        precision = self.average_precision(embedding, embedding, self.given, torch.arange(len(embedding)))
-        margin = -retrieval_margin(precision, self.given)
+        margin = -retrieval_margin(precision, given)
         if self.config.evidence == "margin":
             return margin
         return torch.stack([(s - s.mean()) / s.std().clamp(min=1e-9) for s in (loss, margin)]).sum(0)
+
+    def fit_mixture(self, scores: Tensor) -> ClassMixture:
+        """The mixture of the training faces' scores [N]; one for all classes unless ``split`` is "class"."""
+        return ClassMixture("class" if self.config.split == "class" else "shared", self.config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
 
     def average_precision(
         self, queries: Tensor, gallery: Tensor, labels: Tensor, exclude: Tensor | None = None
@@ -144,24 +152,38 @@ class DRFERMethod(Method):
             self.clean_probability.cpu().numpy(), given, truth, self.config.clean_threshold
         ) | metrics.relabelling_quality(self.new_targets.cpu().numpy(), noisy, given, truth, self.faces.votes)
 
-    def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
-        """loss [N], loss_history [E, N], clean_probability [N], average_precision [N, C], soft_label [N, C],
-        probability [N, C], embedding [N, D], neighbours int [N, 10] (rows of the nearest
-        clean faces; fewer columns where there are hardly any)."""
-        collected = trainer.collect(self.faces)
+    def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
+        """Beside what every method tells, of each face of each split:
+
+        average_precision: [N, C], class AP in the gallery of clean training faces, without the face itself;
+        neighbours: int [N, 10], rows of its nearest clean training faces (fewer columns where there are hardly any);
+        clean_probability: [N]; soft_label: [N, C], for training faces as they were trained on, for others from the
+        mixture of the training faces' final scores and from retrieval; loss_history: [E, N], training faces only.
+        """
+        states = super().states(trainer)
         clean = torch.nonzero(~self.noisy).squeeze(1)
-        own = torch.full((len(self.faces),), -1)
-        own[clean.cpu()] = torch.arange(len(clean))
-        embedding = collected.embedding
-        gallery = embedding[clean]
-        nearest = clean[nearest_neighbours(embedding, gallery, 11)]  # one more than 10, as a face may find itself
-        itself = nearest == torch.arange(len(nearest), device=nearest.device)[:, None]
-        others = itself.long().argsort(dim=1, stable=True)[:, : nearest.shape[1] - 1]
-        state = {
-            "loss": F.cross_entropy(collected.logits, self.given, reduction="none"),
-            "loss_history": self.history, "clean_probability": self.clean_probability,
-            "average_precision": self.average_precision(embedding, gallery, self.given[clean], own),
-            "soft_label": self.new_targets, "probability": collected.logits.softmax(1),
-            "embedding": embedding.half(), "neighbours": nearest.gather(1, others),
-        }
-        return {name: value.cpu().numpy() for name, value in state.items()}
+        gallery = torch.from_numpy(states["train"]["embedding"]).to(clean.device)[clean]
+        mixture = None
+        for name, state in states.items():
+            embedding = torch.from_numpy(state["embedding"]).to(clean.device)
+            given = torch.as_tensor(getattr(trainer.splits, name).labels, device=clean.device)
+            own = torch.full_like(given, -1)
+            if name == "train":
+                own[clean] = torch.arange(len(clean), device=clean.device)
+            precision = self.average_precision(embedding, gallery, self.given[clean], own)
+            scores = self.evidence(torch.from_numpy(state["loss"]).to(clean.device), given, precision)
+            if name == "train":
+                mixture = self.fit_mixture(scores)
+                w, soft = self.clean_probability, self.new_targets
+                state["loss_history"] = self.history.cpu().numpy()
+            else:
+                w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).float().to(clean.device)
+                soft = relabel(precision, self.config.sharpness)
+                soft = w[:, None] * F.one_hot(given, self.num_classes) + (1 - w[:, None]) * soft
+            nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself
+            others = (nearest == own[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]
+            state |= {
+                "average_precision": precision.cpu().numpy(), "clean_probability": w.cpu().numpy(),
+                "soft_label": soft.cpu().numpy(), "neighbours": clean[nearest.gather(1, others)].cpu().numpy(),
+            }
+        return states

@@ -36,13 +36,16 @@ class TwoGaussians:
         The log-odds is a parabola whose vertex lies outside [low, high]; values beyond the vertex, where a wide
         component would win back the far tail, count as the vertex itself.
         """
-        low_precision, high_precision = self.low_std**-2, self.high_std**-2
+        low_std, high_std = self.low_std, self.high_std
+        if abs(low_std - high_std) <= 1e-6 * low_std:  # as good as tied: the log-odds is a line
+            high_std = low_std
+        low_precision, high_precision = low_std**-2, high_std**-2
         difference = low_precision - high_precision
         if difference:
             vertex = self.low - (self.high - self.low) * high_precision / difference
             values = np.maximum(values, vertex) if difference > 0 else np.minimum(values, vertex)
-        low, high = (values - self.low) / self.low_std, (values - self.high) / self.high_std
-        log_odds = np.log(self.low_weight / (1 - self.low_weight) * self.high_std / self.low_std)
+        low, high = (values - self.low) / low_std, (values - self.high) / high_std
+        log_odds = np.log(self.low_weight / (1 - self.low_weight) * high_std / low_std)
         log_odds = log_odds + 0.5 * (high - low) * (high + low)  # half the difference of their squares
         return 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
 
@@ -124,23 +127,34 @@ class ClassMixture:
         Losses of +inf or NaN count as the highest finite loss, -inf as the lowest. Raises FerlabError if the lengths
         differ.
         """
-        losses, labels = np.array(losses, dtype=np.float64), np.asarray(labels)
-        if losses.shape != labels.shape or losses.ndim != 1:
-            raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
-        finite = losses[np.isfinite(losses)]
-        lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
-        losses = np.nan_to_num(losses, nan=highest, posinf=highest, neginf=lowest)
+        losses, labels = self._checked(losses, labels)
         self.mixtures: dict[int, TwoGaussians | None] = {}
         self.status: dict[int, str] = {}
-        self.clean_probability = np.ones(len(losses))
         shared = self._split(losses) if self.scope == "shared" else None
         for c in np.unique(labels).tolist():
             mine = labels == c
             mixture, status = shared or self._split(losses[mine])
             self.mixtures[c], self.status[c] = mixture, status
-            if mixture is not None:
-                self.clean_probability[mine] = mixture.low_probability(losses[mine])
+        self.clean_probability = self.predict(losses, labels)
         return self
+
+    def predict(self, losses, labels) -> np.ndarray:
+        """Clean probability of other samples, float64 [N], from losses [N] and labels int [N]; 1 in unsplit classes."""
+        losses, labels = self._checked(losses, labels)
+        clean_probability = np.ones(len(losses))
+        for c, mixture in self.mixtures.items():
+            if mixture is not None:
+                clean_probability[labels == c] = mixture.low_probability(losses[labels == c])
+        return clean_probability
+
+    @staticmethod
+    def _checked(losses, labels) -> tuple[np.ndarray, np.ndarray]:
+        losses, labels = np.array(losses, dtype=np.float64), np.asarray(labels)
+        if losses.shape != labels.shape or losses.ndim != 1:
+            raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
+        finite = losses[np.isfinite(losses)]
+        lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+        return np.nan_to_num(losses, nan=highest, posinf=highest, neginf=lowest), labels
 
     def _split(self, losses: np.ndarray) -> tuple[TwoGaussians | None, str]:
         """The mixture of some losses and the status; None where they are too few, or where two are not called for."""

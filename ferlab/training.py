@@ -86,9 +86,22 @@ class Method(nn.Module):
         """Called after epoch 1, 2, ... with the trainer, which can ``collect`` the training set; returns metrics."""
         return {}
 
-    def state(self, trainer: Trainer) -> dict[str, np.ndarray]:
-        """What the method knows of each training face at the end, for the explorer and the notebooks."""
-        return {}
+    def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
+        """What is known of each face at the end, by split, for the explorer and the notebooks.
+
+        loss: [N], of the given label; probability: [N, C]; embedding: [N, D], V (in half precision on disk).
+        """
+        states = {}
+        for name, faces in trainer.splits._asdict().items():
+            if faces is not None and len(faces):
+                collected = trainer.collect(faces)
+                given = torch.as_tensor(faces.labels, device=collected.logits.device)
+                states[name] = {
+                    "loss": F.cross_entropy(collected.logits, given, reduction="none").cpu().numpy(),
+                    "probability": collected.logits.softmax(1).cpu().numpy(),
+                    "embedding": collected.embedding.cpu().numpy(),
+                }
+        return states
 
 
 class Trainer:
@@ -127,7 +140,8 @@ class Trainer:
             if self.run is not None:
                 self._save(self.run)
         if self.run is not None:
-            self.run.write_state("train", self.state())
+            for name, state in self.method.states(self).items():
+                self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
         return self
 
     def _train_epoch(self) -> dict:
@@ -200,10 +214,6 @@ class Trainer:
         """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
         probabilities = self.collect(faces, mirror).logits.softmax(1).cpu().numpy()
         return metrics.classification(probabilities, reference(faces), faces.classes)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """What is known of each training face at the end."""
-        return self.method.state(self)
 
     def _begin_run(self, run: Run) -> None:
         if run.has_checkpoint:

@@ -138,7 +138,7 @@ def test_a_split_without_a_clean_face_leaves_something_to_train_on():
     trainer.method.history = torch.linspace(0, 1, 240)[None] ** 3
     trainer.method.split_and_relabel(embedding)
     assert trainer.method.weight.sum() > 0
-    state = trainer.method.state(trainer)
+    state = trainer.method.states(trainer)["train"]
     assert len(state["neighbours"]) == 240
 
 
@@ -204,7 +204,7 @@ def test_training_finds_and_mends_wrong_labels(trained):
 
 
 def test_state_is_in_the_order_of_the_faces(trained):
-    state, faces = trained.state(), trained.splits.train
+    state, faces = trained.method.states(trained)["train"], trained.splits.train
     rows = np.array([200, 3, 77])
     collected = trained.collect(faces.subset(rows))
     assert np.allclose(state["probability"][rows], collected.logits.softmax(1), atol=1e-4)
@@ -216,7 +216,7 @@ def test_state_is_in_the_order_of_the_faces(trained):
 
 
 def test_neighbours_are_the_nearest_clean_faces_never_the_face_itself(trained):
-    state, noisy = trained.state(), trained.method.noisy.numpy()
+    state, noisy = trained.method.states(trained)["train"], trained.method.noisy.numpy()
     assert noisy.any()
     similarity = trained.collect(trained.splits.train).embedding.numpy()
     similarity = similarity @ similarity.T
@@ -228,7 +228,7 @@ def test_neighbours_are_the_nearest_clean_faces_never_the_face_itself(trained):
 
 
 def test_average_precision_of_a_clean_face_is_without_itself(trained):
-    state, noisy, labels = trained.state(), trained.method.noisy.numpy(), trained.splits.train.labels
+    state, noisy, labels = trained.method.states(trained)["train"], trained.method.noisy.numpy(), trained.splits.train.labels
     embedding = trained.collect(trained.splits.train).embedding.numpy()
     kind = trained.config.average_precision
     for row in [*np.flatnonzero(~noisy)[:3], *np.flatnonzero(noisy)[:3]]:
@@ -242,7 +242,7 @@ def test_average_precision_of_a_clean_face_is_without_itself(trained):
 def test_a_small_clean_gallery_still_gives_no_face_itself_as_neighbour(clean):
     trainer, _, _ = prepared()
     trainer.method.clean_probability = (torch.arange(240) < clean).float()
-    for row, neighbours in enumerate(trainer.method.state(trainer)["neighbours"]):
+    for row, neighbours in enumerate(trainer.method.states(trainer)["train"]["neighbours"]):
         assert row not in neighbours and all(n < clean for n in neighbours)
 
 
