@@ -32,7 +32,7 @@ class Cell:
 
     grid: str
     data: str
-    root: str | None
+    root: str | Path | None
     options: dict
     profile: str
     noise: str
@@ -48,7 +48,7 @@ class Cell:
         return f"{self.grid}-{self.method}-{self.schedule}-{noise}-{self.seed}"
 
 
-def read_grid(path: Path, root: str | None = None) -> list[Cell]:
+def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     """The cells of a grid file. Raises FerlabError for a file that is no grid."""
     try:
         grid = json.loads(path.read_text())
@@ -94,8 +94,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
 
 
 def run_grid(
-    path: str | Path, results: str | Path, root: str | None = None, runs_folder: str | Path = "runs", jobs: int = 1,
-    only: str = "",
+    path: str | Path, results: str | Path, root: str | Path | None = None, runs_folder: str | Path = "runs",
+    jobs: int = 1, only: str = "",
 ) -> list[str]:
     """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run.
 

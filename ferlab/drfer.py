@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -131,7 +131,8 @@ class DRFERMethod(Method):
 
     def fit_mixture(self, scores: Tensor) -> ClassMixture:
         """The mixture of the training faces' scores [N]; one for all classes unless ``split`` is "class"."""
-        return ClassMixture("class" if self.config.split == "class" else "shared", self.config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
+        scope: Literal["class", "shared"] = "class" if self.config.split == "class" else "shared"
+        return ClassMixture(scope, self.config.tied).fit(scores.cpu().numpy(), self.given.cpu().numpy())
 
     def average_precision(
         self, queries: Tensor, gallery: Tensor, labels: Tensor, exclude: Tensor | None = None
@@ -163,7 +164,7 @@ class DRFERMethod(Method):
         states = super().states(trainer)
         clean = torch.nonzero(~self.noisy).squeeze(1)
         gallery = torch.from_numpy(states["train"]["embedding"]).to(clean.device)[clean]
-        mixture = None
+        mixture = ClassMixture()
         for name, state in states.items():
             embedding = torch.from_numpy(state["embedding"]).to(clean.device)
             given = torch.as_tensor(getattr(trainer.splits, name).labels, device=clean.device)
@@ -172,12 +173,12 @@ class DRFERMethod(Method):
                 own[clean] = torch.arange(len(clean), device=clean.device)
             precision = self.average_precision(embedding, gallery, self.given[clean], own)
             scores = self.evidence(torch.from_numpy(state["loss"]).to(clean.device), given, precision)
-            if name == "train":
+            if name == "train":  # the first of the splits
                 mixture = self.fit_mixture(scores)
                 w, soft = self.clean_probability, self.new_targets
                 state["loss_history"] = self.history.cpu().numpy()
             else:
-                w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).float().to(clean.device)
+                w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
                 soft = relabel(precision, self.config.sharpness)
                 soft = w[:, None] * F.one_hot(given, self.num_classes) + (1 - w[:, None]) * soft
             nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself

@@ -228,7 +228,8 @@ def test_neighbours_are_the_nearest_clean_faces_never_the_face_itself(trained):
 
 
 def test_average_precision_of_a_clean_face_is_without_itself(trained):
-    state, noisy, labels = trained.method.states(trained)["train"], trained.method.noisy.numpy(), trained.splits.train.labels
+    state, noisy = trained.method.states(trained)["train"], trained.method.noisy.numpy()
+    labels = trained.splits.train.labels
     embedding = trained.collect(trained.splits.train).embedding.numpy()
     kind = trained.config.average_precision
     for row in [*np.flatnonzero(~noisy)[:3], *np.flatnonzero(noisy)[:3]]:

@@ -30,8 +30,8 @@ def bars(count=180, wrong=0.0, seed=0, mix=0.0):
 
 def settings(**changes):
     return Config(**{"method": "plain", "size": 32, "epochs": 3, "batch_size": 32, "attention_maps": 2,
-                     "local_dimensions": 16, "warm_up": 1, "interval": 1, "optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4,
-                     "anneal_from": 0.15} | changes)
+                     "local_dimensions": 16, "warm_up": 1, "interval": 1, "optimizer": "sgd", "learning_rate": 0.05,
+                     "weight_decay": 5e-4, "anneal_from": 0.15} | changes)
 
 
 def weights(trainer):
@@ -56,7 +56,8 @@ def test_every_step_has_the_rate_of_its_moment(monkeypatch):
         rates.append({group["lr"] for group in trainer.optimizer.param_groups}), step()))
     trainer.fit()
     assert all(len(rate) == 1 for rate in rates)
-    assert np.allclose([*map(max, rates)], [trainer.learning_rate(k / 6) for k in range(6)])  # 3 steps in each of 2 epochs
+    expected = [trainer.learning_rate(k / 6) for k in range(6)]  # 3 steps in each of 2 epochs
+    assert np.allclose([*map(max, rates)], expected)
 
 
 def test_average_follows_the_weights_over_its_window():
