@@ -10,11 +10,13 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 from ferlab.errors import FerlabError
 from ferlab.runs import write_whole
+
+CELL_SECONDS = 4 * 3600  # a training of the full profile fits; what hangs ends some day
 
 
 def notebook_folder() -> Path:
@@ -48,13 +50,15 @@ def execute(path: Path, profile: str) -> tuple[NotebookNode, str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", record_timing=False,
+    client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})
     trouble = ""
     try:
         client.execute(env=os.environ | {"FERLAB_PROFILE": profile})
     except CellExecutionError as error:
         trouble = str(error)
+    except CellTimeoutError:
+        trouble = f"A cell took more than {CELL_SECONDS // 3600} hours. Choose a smaller profile."
     except DeadKernelError:
         trouble = "The kernel died; it may have run out of memory. Close other programs or choose a smaller profile."
     return notebook, trouble
