@@ -38,6 +38,8 @@ class Config:
     weight_decay: float = 0.05
     ramp_up: float = 0.15  # share of the steps in which the learning rate rises to its peak
     anneal_from: float = 0.5  # share of the steps after which it falls to zero along a cosine
+    restart: int = 0  # epoch after which the rate rises and falls once more; 0 = never
+    restart_share: float = 0.5  # its second peak, as a share of the first
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0
     augmentation: float = 1.0  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
@@ -69,7 +71,7 @@ class Config:
     average_precision: Literal["plain", "chance", "balanced"] = "balanced"
     top_k: int | None = None
     sharpness: float = 2.0
-    keep_given: bool = True  # mix the given label into the soft one by the clean probability
+    keep_given: Literal["none", "noisy", "all"] = "all"  # whose soft label is mixed with the given one, by w
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -110,14 +112,16 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "split": ("class", "shared", "off"),
     "evidence": ("loss", "margin", "both"),
+    "keep_given": ("none", "noisy", "all"),
     "average_precision": ("plain", "chance", "balanced"),
 }
 
 RANGES = [
     (("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"), lambda v: v >= 1, "at least 1"),
     (("top_k",), lambda v: v is None or v >= 1, "at least 1, or None for the whole gallery"),
-    (("warm_up",), lambda v: v >= 0, "at least 0"),
-    (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "label_smoothing"),
+    (("warm_up", "restart"), lambda v: v >= 0, "at least 0"),
+    (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "restart_share",
+      "label_smoothing"),
      lambda v: 0 <= v <= 1, "a number between 0 and 1"),
     (("learning_rate", "contrastive_count", "contrastive_temperature"), lambda v: 0 < v < inf, "a positive number"),
     (("weight_decay", "augmentation", "average_epochs", "sharpness", "mask_weight", "contrastive_weight",

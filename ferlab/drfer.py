@@ -106,14 +106,21 @@ class DRFERMethod(Method):
         self.new_targets = self.targets.clone()
         self.weight = (~noisy).float()
         if noisy.any() and config.relabelling:
-            soft = relabel(self.average_precision(embedding[noisy], embedding[~noisy], self.given[~noisy]),
+            clean, own = self.gallery_rows()
+            rows = torch.ones_like(noisy) if config.keep_given == "all" else noisy
+            soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                            config.sharpness)
-            if config.keep_given:
-                w = self.clean_probability[noisy][:, None]
-                soft = w * self.targets[noisy] + (1 - w) * soft
-            self.new_targets[noisy] = soft
+            w = 0 if config.keep_given == "none" else self.clean_probability[rows][:, None]
+            self.new_targets[rows] = w * self.targets[rows] + (1 - w) * soft
             self.weight[noisy] = config.relabel_weight
         return {"split": self.quality() | {"status": mixture.status}}
+
+    def gallery_rows(self) -> tuple[Tensor, Tensor]:
+        """Rows of the clean training faces, int [M], and every training face's place there, int [N], -1 = none."""
+        clean = torch.nonzero(~self.noisy).squeeze(1)
+        own = torch.full_like(self.given, -1)
+        own[clean] = torch.arange(len(clean), device=clean.device)
+        return clean, own
 
     @property
     def uses_retrieval(self) -> bool:
@@ -162,16 +169,14 @@ class DRFERMethod(Method):
         mixture of the training faces' final scores and from retrieval; loss_history: [E, N], training faces only.
         """
         states = super().states(trainer)
-        clean = torch.nonzero(~self.noisy).squeeze(1)
+        clean, own = self.gallery_rows()
         gallery = torch.from_numpy(states["train"]["embedding"]).to(clean.device)[clean]
         mixture = ClassMixture()
         for name, state in states.items():
             embedding = torch.from_numpy(state["embedding"]).to(clean.device)
             given = torch.as_tensor(getattr(trainer.splits, name).labels, device=clean.device)
-            own = torch.full_like(given, -1)
-            if name == "train":
-                own[clean] = torch.arange(len(clean), device=clean.device)
-            precision = self.average_precision(embedding, gallery, self.given[clean], own)
+            itself = own if name == "train" else torch.full_like(given, -1)
+            precision = self.average_precision(embedding, gallery, self.given[clean], itself)
             scores = self.evidence(torch.from_numpy(state["loss"]).to(clean.device), given, precision)
             if name == "train":  # the first of the splits
                 mixture = self.fit_mixture(scores)
@@ -182,7 +187,7 @@ class DRFERMethod(Method):
                 soft = relabel(precision, self.config.sharpness)
                 soft = w[:, None] * F.one_hot(given, self.num_classes) + (1 - w[:, None]) * soft
             nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself
-            others = (nearest == own[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]
+            others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]
             state |= {
                 "average_precision": precision.cpu().numpy(), "clean_probability": w.cpu().numpy(),
                 "soft_label": soft.cpu().numpy(), "neighbours": clean[nearest.gather(1, others)].cpu().numpy(),

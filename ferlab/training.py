@@ -188,11 +188,16 @@ class Trainer:
             yield standardise(images.to(self.device, non_blocking=True), self.config.size), index
 
     def learning_rate(self, progress: float) -> float:
-        """Linear rise to the peak, plateau, cosine to zero; progress in [0, 1] over the whole training."""
+        """Linear rise to the peak, plateau, cosine to zero, twice if there is a restart; progress in [0, 1]."""
         config = self.config
+        peak, restart = config.learning_rate, config.restart / config.epochs
+        if 0 < restart < 1:
+            first = progress < restart
+            progress = progress / restart if first else (progress - restart) / (1 - restart)
+            peak = peak if first else peak * config.restart_share
         rise = min(1.0, progress / config.ramp_up) if config.ramp_up else 1.0
         fall = max(0.0, progress - config.anneal_from) / max(1e-9, 1 - config.anneal_from)
-        return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+        return peak * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
     @torch.no_grad()
     def _update_average(self, step: int = 0) -> None:
