@@ -246,7 +246,9 @@ def test_layout_shows_every_data_set(ferlab):
 def test_an_interrupted_training_says_that_it_goes_on(toy_faces: Path, tmp_path: Path):
     run = tmp_path / "run"
     command = [*FERLAB, *map(str, toy(toy_faces, run, "--set", "epochs=1000", "--set", "batch_size=16"))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(  # background jobs of a shell ignore SIGINT, and hand that down
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("epoch "):
