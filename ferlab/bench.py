@@ -88,9 +88,15 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
-        "scores": scores, "epochs": trainer.records,
+        "scores": scores, "epochs": [_brief(record) for record in trainer.records],
         "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(),
     }
+
+
+def _brief(record: dict) -> dict:
+    """An epoch's record with the numbers of valid alone, without its tables by class."""
+    valid = record.get("valid", {})
+    return record | {"valid": {key: valid.get(key) for key in ("accuracy", "mean_class_accuracy", "macro_f1")}}
 
 
 def run_grid(
