@@ -51,6 +51,7 @@ def execute(path: Path, profile: str) -> tuple[NotebookNode, str]:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
+                            extra_arguments=["--IPKernelApp.log_level=ERROR"],
                             resources={"metadata": {"path": str(path.parent)}})
     trouble = ""
     try:
@@ -108,7 +109,7 @@ def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = No
     folder = notebook_folder() if folder is None else folder
     output = folder.parent / "walkthrough" if output is None else output
     chosen = find_notebooks(folder, only)
-    say(f"Running {len(chosen)} notebooks (profile {profile}) ...")
+    say(f"Running {len(chosen)} notebook{'s' * (len(chosen) > 1)}, profile {profile} ...")
     for path in chosen:
         started = time.perf_counter()
         notebook, trouble = execute(path, profile)
