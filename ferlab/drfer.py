@@ -30,6 +30,7 @@ class DRFERMethod(Method):
     clean_probability: Tensor
     weight: Tensor
     history: Tensor
+    split_made: Tensor
     new_targets: Tensor
     distributions: ClassDistributions
 
@@ -40,6 +41,7 @@ class DRFERMethod(Method):
         self.register_buffer("weight", torch.ones(count))
         self.register_buffer("new_targets", self.targets.clone())
         self.register_buffer("history", torch.zeros(0, count))
+        self.register_buffer("split_made", torch.zeros((), dtype=torch.bool))
 
     def build_network(self) -> DRFER:
         network = super().build_network()
@@ -65,7 +67,8 @@ class DRFERMethod(Method):
             terms["masked_modelling"] = config.mask_weight * self.masked_modelling(network, batch.images, generator)
         if config.contrastive:
             given, clean = self.given[batch.index], (~self.noisy[batch.index]).float()
-            terms["contrastive"] = config.contrastive_weight * distribution_contrastive_loss(
+            begun = self.split_made | (config.split == "off")  # before the first split nobody is known to be clean
+            terms["contrastive"] = begun * config.contrastive_weight * distribution_contrastive_loss(
                 features.embedding, given, clean, self.distributions,
                 config.contrastive_count, config.contrastive_temperature)
             self.distributions.update(features.embedding.detach(), given, clean)
@@ -102,6 +105,7 @@ class DRFERMethod(Method):
         self.clean_probability = torch.from_numpy(mixture.clean_probability).float().to(loss.device)
         if self.noisy.all():  # nothing to learn or retrieve from: no split
             self.clean_probability = torch.ones_like(self.clean_probability)
+        self.split_made.fill_(True)
         noisy = self.noisy
         self.new_targets = self.targets.clone()
         self.weight = (~noisy).float()

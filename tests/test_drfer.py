@@ -59,7 +59,10 @@ def test_each_loss_can_be_switched_off_alone(part, term):
 def test_terms_are_weighted_by_their_settings():
     first = prepared(mask_weight=0.1, contrastive_weight=0.1)[0]
     second = prepared(mask_weight=0.3, contrastive_weight=0.2)[0]
-    terms(first), terms(second)  # the contrastive term begins once classes have been seen
+    terms(first), terms(second)  # the contrastive term needs classes that have been seen, and a split
+    assert terms(first)["contrastive"] == 0
+    for trainer in (first, second):
+        trainer.method.split_made.fill_(True)
     before, after = terms(first), terms(second)
     assert after["masked_modelling"].item() == pytest.approx(3 * before["masked_modelling"].item(), rel=1e-4)
     assert after["contrastive"].item() == pytest.approx(2 * before["contrastive"].item(), rel=1e-4)
