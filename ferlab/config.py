@@ -31,29 +31,29 @@ class Config:
     local_dimensions: int = 128
 
     # schedule
-    epochs: int = 24
-    batch_size: int = 64
+    epochs: int = 30
+    batch_size: int = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
-    learning_rate: float = 2e-3  # at the peak
+    learning_rate: float = 1.5e-3  # at the peak
     weight_decay: float = 0.05
-    ramp_up: float = 0.15  # share of the steps in which the learning rate rises to its peak
-    anneal_from: float = 0.5  # share of the steps after which it falls to zero along a cosine
+    ramp_up: float = 0.08  # share of the steps in which the learning rate rises to its peak
+    anneal_from: float = 0.6  # share of the steps after which it falls to zero along a cosine
     restart: int = 0  # epoch after which the rate rises and falls once more; 0 = never
     restart_share: float = 0.5  # its second peak, as a share of the first
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0
-    augmentation: float = 1.0  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
+    augmentation: float = 0.6  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
 
     # masked image modelling
     masked_modelling: bool = True
     mask_weight: float = 0.1
     mask_ratio: float = 0.5
-    mask_share: float = 0.5  # share of the batch that a masked copy is made of
+    mask_share: float = 0.25  # share of the batch that a masked copy is made of
 
     # split into clean and noisy
     split: Literal["class", "shared", "off"] = "shared"
-    warm_up: int = 14  # epochs before the first split
-    interval: int = 5  # epochs between splits
+    warm_up: int = 20  # epochs before the first split
+    interval: int = 10  # epochs between splits
     evidence: Literal["loss", "margin", "both"] = "loss"
     smooth_collections: int = 3  # losses are averaged over this many collections
     tied: bool = True
@@ -131,7 +131,7 @@ RANGES = [
 PROFILES = {
     "smoke": Config(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
     "quick": Config(),
-    "full": Config(backbone="resnet18", size=96, epochs=60, warm_up=30, interval=10),
+    "full": Config(backbone="resnet18", size=96, batch_size=128, epochs=60, warm_up=40, interval=20),
 }
 
 
