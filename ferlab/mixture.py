@@ -99,8 +99,9 @@ class ClassMixture:
     scope: "class" fits a mixture to each given class's losses (the source's way); "shared" fits one to all of them.
     tied: both components share their variance. Untied ones are repaired to be monotone.
     minimum: fewer samples are not split.
-    separation: nor are losses whose components are closer than this (Ashman's D), or which a single Gaussian explains
-    as well (Bayesian information criterion).
+    separation: nor are losses whose components, each with a variance of its own, are closer than this (Ashman's D), or
+    which a single Gaussian explains as well (Bayesian information criterion). Losses under right labels are one skewed
+    heap: D was 0.7 on rendered faces and 1.4 on FER+, against 2.0 with annotators' and 2.8 with symmetric noise at 30 %.
     In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
     does not separate.
 
@@ -115,7 +116,7 @@ class ClassMixture:
         scope: Literal["class", "shared"] = "class",
         tied: bool = True,
         minimum: int = 30,
-        separation: float = 1.0,
+        separation: float = 1.7,
     ):
         if scope not in ("class", "shared"):
             raise FerlabError(f'The mixture\'s scope is "{scope}": give "class" or "shared".')
@@ -162,7 +163,8 @@ class ClassMixture:
             return None, "too small"
         losses = np.sort(losses)
         mixture = fit_two_gaussians(losses, self.tied)
-        if mixture is None or mixture.separation < self.separation:
+        free = fit_two_gaussians(losses, tied=False) if self.tied else mixture
+        if mixture is None or free is None or free.separation < self.separation:
             return None, "not separated"
         two = np.logaddexp(*mixture.log_densities(losses)).sum()
         one = -0.5 * len(losses) * (np.log(2 * np.pi * losses.var()) + 1)
