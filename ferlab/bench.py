@@ -169,7 +169,7 @@ def table(results: list[dict], split: str) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     chosen = best_schedules(results)
-    for key in dict.fromkeys((r["data"], r["rule"], r["noise"], r["rate"], r["method"]) for r in chosen):
+    for key in sorted({(r["data"], r["rule"], r["noise"], r["rate"], r["method"]) for r in chosen}):
         data, rule, noise, rate, method = key
         mine = [r for r in chosen if (r["data"], r["rule"], r["noise"], r["rate"], r["method"]) == key]
         scores = [r["scores"][split] for r in mine]

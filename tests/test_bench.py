@@ -88,7 +88,7 @@ def test_interval_is_students():
 
 def test_table_holds_mean_and_interval_of_the_chosen_schedule():
     split = {"auroc": 0.9812, "right_if_wrong": 0.85, "right_after": 0.9}
-    results = [result(test=0.8, split=split), result(test=0.9, seed=1, split=split), result("full", test=0.95)]
+    results = [result(test=0.8, split=split), result(test=0.9, seed=1, split=split), result("true", test=0.95)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(results, "test").splitlines()]
     assert rows[2][:5] == ["rendered (truth)", "symmetric 30%", "plain", "one", "2"]
     assert rows[2][5] == "85.0 ± 63.5" and rows[2][7].startswith("98.1") and rows[3][5] == "95.0" and rows[3][7] == "-"
