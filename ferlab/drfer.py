@@ -14,6 +14,7 @@ from ferlab import metrics
 from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
+from ferlab.errors import FerlabError
 from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
 from ferlab.mixture import ClassMixture
 from ferlab.model import DRFER
@@ -36,6 +37,11 @@ class DRFERMethod(Method):
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
+        if config.split != "off" and config.warm_up >= config.epochs:
+            raise FerlabError(
+                f"warm_up is {config.warm_up} of {config.epochs} epochs, so that no split would ever come: "
+                "lower warm_up, or set split=off."
+            )
         count = len(train)
         self.register_buffer("clean_probability", torch.ones(count))
         self.register_buffer("weight", torch.ones(count))

@@ -101,7 +101,7 @@ class ClassMixture:
     minimum: fewer samples are not split.
     separation: nor are losses whose components, each with a variance of its own, are closer than this (Ashman's D), or
     which a single Gaussian explains as well (Bayesian information criterion). Losses under right labels are one skewed
-    heap: D was 0.7 on rendered faces and 1.4 on FER+, against 2.0 with annotators' and 2.8 with symmetric noise at 30 %.
+    heap: D was 0.7 on rendered faces and 1.4 on FER+, but 2.0 with annotators' and 2.8 with symmetric noise, at 30 %.
     In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
     does not separate.
 

@@ -8,6 +8,7 @@ from test_training import bars, settings, weights
 
 from ferlab.data import Splits
 from ferlab.drfer import DRFERMethod
+from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
 from ferlab.retrieval import class_average_precision, relabel
 from ferlab.training import Batch, Collection, Trainer, train
@@ -145,6 +146,12 @@ def test_a_split_without_a_clean_face_leaves_something_to_train_on():
     assert trainer.method.weight.sum() > 0
     state = trainer.method.states(trainer)["train"]
     assert len(state["neighbours"]) == 240
+
+
+def test_a_schedule_that_never_splits_is_told():
+    with pytest.raises(FerlabError, match="warm_up is 5 of 5 epochs.*split=off"):
+        prepared(epochs=5, warm_up=5)
+    prepared(epochs=5, warm_up=5, split="off")
 
 
 def test_splits_follow_the_schedule():
