@@ -47,7 +47,10 @@ class TwoGaussians:
         low, high = (values - self.low) / low_std, (values - self.high) / high_std
         log_odds = np.log(self.low_weight / (1 - self.low_weight) * high_std / low_std)
         log_odds = log_odds + 0.5 * (high - low) * (high + low)  # half the difference of their squares
-        return 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
+        probability = 1 / (1 + np.exp(-np.clip(log_odds, -500, 500)))
+        order = np.argsort(values, kind="stable")  # rounding, far out, must not break the order either
+        probability[order] = np.minimum.accumulate(probability[order])
+        return probability
 
     @property
     def separation(self) -> float:
