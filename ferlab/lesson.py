@@ -1,0 +1,71 @@
+"""What the notebooks share: faces with wrong labels at the scale of the profile, and trainings that are made once."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ferlab import benchmarks
+from ferlab.config import Config, profile, profile_name
+from ferlab.data import FaceSet, Splits
+from ferlab.errors import FerlabError
+from ferlab.training import Trainer, train
+
+FACES = {"smoke": (320, 80, 80), "quick": (3000, 1000, 1500), "full": (None, None, None)}  # at most, by split
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One data set with label noise, the same in every notebook, and the trainings on it.
+
+    noise: a kind of ``inject_noise``, or "given" to leave the labels as they are (FER2013's are wrong by themselves).
+    runs: folder of the trainings' run directories.
+    """
+
+    data: str = "rendered"
+    root: str | Path | None = None
+    noise: str = "annotators"
+    rate: float = 0.3
+    seed: int = 0
+    runs: str | Path = "../runs/lessons"
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The faces, at most ``FACES`` of them, with noise among the given labels of the training split."""
+        smoke = profile_name() == "smoke"
+        options: dict[str, Any] = {"size": 32 if smoke else 48} if self.data == "rendered" else {}
+        if smoke and self.data == "rendered":
+            options |= dict(zip(("train", "valid", "test"), FACES["smoke"], strict=True))
+        loaded = benchmarks.load(self.data, self.root, progress=True, **options)
+        train, valid, test = (self._few(*pair) for pair in zip(loaded, FACES[profile_name()], strict=True))
+        if self.noise != "given" and train is not None:
+            train = train.with_noise(self.noise, self.rate, self.seed)
+        return Splits(train, valid, test)
+
+    def _few(self, faces: FaceSet | None, most: int | None) -> FaceSet | None:
+        if faces is None or most is None or len(faces) <= most:
+            return faces
+        return faces.subset(np.sort(np.random.default_rng(self.seed).permutation(len(faces))[:most]))
+
+    def settings(self, **changes) -> Config:
+        """The profile's settings with some changed."""
+        return profile(seed=self.seed).replace(**changes)
+
+    def train(self, **changes) -> Trainer:
+        """Train with the profile's settings, some changed; a training with the same settings and faces is only loaded.
+
+        Its run directory is ``trainer.run.directory``; an interrupted one goes on where it stopped.
+        """
+        config = self.settings(**changes)
+        faces = self.splits.train
+        if faces is None:
+            raise FerlabError(f"{self.data} has no training faces here: check ROOT.")
+        names = range(len(faces)) if faces.names is None else faces.names
+        key = hashlib.sha256((config.to_json() + "".join(map(str, names))).encode() + faces.labels.tobytes())
+        name = "-".join([faces.dataset, config.method, *(f"{k}={v}" for k, v in changes.items() if k != "method")])
+        return train(config, self.splits, Path(self.runs) / f"{name}-{key.hexdigest()[:8]}")

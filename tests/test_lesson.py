@@ -1,0 +1,44 @@
+"""The notebooks' shared trainings: made once, told apart by settings and faces."""
+
+import numpy as np
+import pytest
+
+from ferlab.lesson import FACES, Lesson
+
+
+@pytest.fixture
+def lesson(toy_faces, tmp_path, monkeypatch):
+    monkeypatch.setenv("FERLAB_PROFILE", "smoke")
+    return Lesson("folder", toy_faces, "symmetric", 0.25, runs=tmp_path)
+
+
+def test_faces_at_the_profiles_scale(lesson, monkeypatch):
+    assert len(lesson.splits.train) == 96
+    assert lesson.splits.train.noise_rate == pytest.approx(0.25)
+    assert lesson.splits.valid.noise == ""
+    monkeypatch.setitem(FACES, "smoke", (20, 10, None))
+    few = Lesson("folder", lesson.root, "symmetric", 0.25).splits
+    assert [len(split) for split in few] == [20, 10, 30]
+    assert len(np.unique(few.train.labels)) == 3  # not the first of a sorted list
+
+
+def test_a_training_is_made_once(lesson):
+    first = lesson.train(epochs=2)
+    checkpoint = first.run.directory / "checkpoint.pt"
+    made = checkpoint.stat().st_mtime_ns
+    again = Lesson("folder", lesson.root, "symmetric", 0.25, runs=lesson.runs).train(epochs=2)
+    assert checkpoint.stat().st_mtime_ns == made
+    assert again.epoch == len(again.records) == 2
+    assert (again.method.clean_probability == first.method.clean_probability).all()
+
+
+def test_other_settings_or_labels_are_another_training(lesson):
+    first = lesson.train(epochs=1, method="plain")
+    other = lesson.train(epochs=1, method="plain", label_smoothing=0.1)
+    noise = Lesson("folder", lesson.root, "symmetric", 0.5, runs=lesson.runs).train(epochs=1, method="plain")
+    assert len({each.run.directory for each in (first, other, noise)}) == 3
+
+
+def test_given_labels_stay(toy_faces, monkeypatch):
+    monkeypatch.setenv("FERLAB_PROFILE", "smoke")
+    assert Lesson("folder", toy_faces, "given").splits.train.noise == ""
