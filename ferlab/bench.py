@@ -19,11 +19,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ferlab.errors import FerlabError
 from ferlab.runs import write_json, write_whole
+
+if TYPE_CHECKING:
+    import pandas
+
+# What a row of measured numbers says of how they were measured.
+SETTING = ["data", "rule", "split", "noise", "rate", "method", "schedule", "profile", "hardware"]
+QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,60 @@ def interval(values) -> tuple[float, float]:
     n = len(values)
     half = t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
     return float(values.mean()), float(half)
+
+
+def frame(results: list[dict]) -> pandas.DataFrame:
+    """What was measured, a row for each setting (``SETTING``) and split; only results of ``run_cell``, nothing quoted.
+
+    Columns beside those of SETTING: seeds, how many; accuracy, mean_class_accuracy, auroc (of finding wrong labels at
+    the last split), right_if_wrong, right_after, in [0, 1], and seconds: the mean over the seeds; each of them with
+    ``_half``, the half-width of its 95 % interval, nan for one seed. Results with other settings or other numbers of
+    faces never share a row. Raises FerlabError for a result that does not say how it was measured.
+    """
+    import pandas
+
+    measured = []
+    for result in results:
+        if missing := sorted({"scores", "settings", "environment", "seed", "faces"} - set(result)):
+            raise FerlabError(f"{result.get('name', 'A row')} was not measured by ferlab bench: it lacks "
+                              f"{', '.join(missing)}; quoted numbers have a table of their own (bench.quoted).")
+        last = next((e["split"] for e in reversed(result["epochs"]) if "split" in e), {})
+        settings = {key: value for key, value in result["settings"].items() if key != "seed"}
+        for split, score in result["scores"].items():
+            about = {key: result[key] for key in SETTING if key in result}
+            about |= {"split": split, "hardware": result["environment"]["device"].split(",")[0],
+                      "same": json.dumps([settings, result["faces"]], sort_keys=True)}
+            values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
+            values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
+            measured.append(about | values | {"seconds": result["seconds"]})
+    columns = ["accuracy", "mean_class_accuracy", "auroc", "right_if_wrong", "right_after", "seconds"]
+    rows = []
+    for key, mine in pandas.DataFrame(measured, columns=[*SETTING, "same", *columns]).groupby(
+            [*SETTING, "same"], sort=False):
+        row = dict(zip(SETTING, key)) | {"seeds": len(mine)}
+        for name in columns:
+            row[name], row[f"{name}_half"] = interval(mine[name])
+        rows.append(row)
+    halves = [column for name in columns for column in (name, f"{name}_half")]
+    return pandas.DataFrame(rows, columns=[*SETTING, "seeds", *halves])
+
+
+def quoted(path: str | Path) -> pandas.DataFrame:
+    """What papers report, a row a number: columns as in ``QUOTED``; nothing of it was measured here.
+
+    accuracy: in per cent; noise, rate: put into the training labels; start: "pretrained" or "scratch".
+    Raises FerlabError for a file that is no such list.
+    """
+    import pandas
+
+    try:
+        rows = json.loads(Path(path).read_text())
+        for row in rows:
+            if {key: type(value) for key, value in row.items()} != QUOTED or not 0 < row["accuracy"] < 100:
+                raise ValueError(f"row {row}")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise FerlabError(f"{path} is no list of quoted numbers ({error}): see benchmarks/quoted.json.") from error
+    return pandas.DataFrame(rows, columns=list(QUOTED))
 
 
 def table(results: list[dict], split: str) -> str:

@@ -6,10 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferlab.bench import best_schedules, interval, read_grid, read_results, run_grid, table, tables, update_readme
+from ferlab.bench import (
+    SETTING,
+    best_schedules,
+    frame,
+    interval,
+    quoted,
+    read_grid,
+    read_results,
+    run_grid,
+    table,
+    tables,
+    update_readme,
+)
 from ferlab.errors import FerlabError
 
 ROOT = Path(__file__).parents[1]
+QUOTED = ROOT / "benchmarks" / "quoted.json"
 
 
 def grid_file(folder, **changes):
@@ -86,6 +99,65 @@ def test_interval_is_students():
     assert np.isnan(interval([1.0])[1])
 
 
+def measured(**changes):
+    """A result with the settings that it was measured with."""
+    made = result(**changes)
+    return made | {"settings": {"epochs": 1, "seed": made["seed"]}, "faces": {"train": 6, "test": 2}}
+
+
+def test_frame_has_a_row_for_each_setting_and_split():
+    split = {"auroc": 0.98, "right_if_wrong": 0.85, "right_after": 0.9}
+    rows = frame([measured(test=0.8, split=split), measured(test=0.9, seed=1, split=split),
+                  measured(method="full", test=0.7)])
+    assert list(rows.columns[: len(SETTING)]) == SETTING and rows[SETTING].notna().all(axis=None)
+    assert sorted(zip(rows.method, rows.split, rows.seeds)) == [
+        ("full", "test", 1), ("full", "valid", 1), ("plain", "test", 2), ("plain", "valid", 2)]
+    plain, full = (rows[(rows.method == name) & (rows.split == "test")].iloc[0] for name in ("plain", "full"))
+    assert np.isclose(plain.accuracy, 0.85) and np.isclose(plain.accuracy_half, interval([0.8, 0.9])[1])
+    assert np.isclose(plain.mean_class_accuracy, 0.425) and plain.auroc == 0.98 and plain.hardware == "CPU"
+    assert np.isnan(full.accuracy_half) and np.isnan(full.auroc)
+    assert list(frame([]).columns) == list(rows.columns)
+
+
+@pytest.mark.parametrize("change", [{"settings": {"epochs": 2, "seed": 1}}, {"faces": {"train": 5, "test": 2}},
+                                    {"environment": {"device": "NVIDIA H100"}}, {"rule": "argmax"}])
+def test_frame_does_not_average_what_differs(change):
+    rows = frame([measured(), measured(seed=1) | change])
+    assert len(rows) == 4 and (rows.seeds == 1).all()
+
+
+def test_frame_refuses_what_was_not_measured():
+    with pytest.raises(FerlabError, match="not measured"):
+        frame([quoted(QUOTED).iloc[0].to_dict()])
+
+
+def test_frame_of_the_committed_results_agrees_with_them():
+    results = read_results(ROOT / "benchmarks" / "results")
+    rows = frame(results)
+    assert rows.seeds.sum() == sum(len(r["scores"]) for r in results)
+    first = results[0]
+    mine = rows[(rows[[k for k in SETTING if k in first]] == [first[k] for k in SETTING if k in first]).all(axis=1)]
+    assert set(mine.split) == set(first["scores"])
+
+
+def test_quoted_numbers_name_their_source_once():
+    rows = quoted(QUOTED)
+    assert len(rows) > 70 and not rows.duplicated(["system", "data", "noise", "rate"]).any()
+    assert rows.source.str.contains(r"\d{4}|quote").all() and set(rows.start) == {"pretrained", "scratch"}
+    assert ((rows.noise == "none") == (rows.rate == 0)).all() and rows.rate.isin([0, 0.1, 0.2, 0.3]).all()
+    ours = rows[(rows.system == "DR-FER") & (rows.data == "rafdb")]
+    assert ours.accuracy.tolist() == [90.24]
+    falling = rows[rows.noise == "symmetric"].pivot(index=["system", "data"], columns="rate", values="accuracy")
+    assert (falling.diff(axis=1).iloc[:, 1:] < 0).all(axis=None)  # more noise never helps
+
+
+@pytest.mark.parametrize("text", ["{", "{}x", "[1]", '[{"system": "x"}]'])
+def test_what_is_no_list_of_quoted_numbers_is_told(tmp_path, text):
+    (tmp_path / "quoted.json").write_text(text)
+    with pytest.raises(FerlabError, match="quoted numbers"):
+        quoted(tmp_path / "quoted.json")
+
+
 def test_table_holds_mean_and_interval_of_the_chosen_schedule():
     split = {"auroc": 0.9812, "right_if_wrong": 0.85, "right_after": 0.9}
     results = [result(test=0.8, split=split), result(test=0.9, seed=1, split=split), result("true", test=0.95)]
@@ -119,7 +191,8 @@ def test_what_is_no_grid_is_told(tmp_path, text):
         read_grid(tmp_path / "grid.json")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(set((ROOT / "benchmarks").glob("*.json")) - {QUOTED}),
+                         ids=lambda path: path.name)
 def test_committed_grids_can_be_read(path):
     cells = read_grid(path)
     assert cells and len({cell.name for cell in cells}) == len(cells)
