@@ -393,11 +393,11 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
 
 @_styled
 def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Sequence[str] = ("loss", "valid.accuracy"),
-                    title: str = "") -> Picture:
+                    title: str = "", marks: Sequence[float] = ()) -> Picture:
     """Values of each epoch, one panel a value, one line a run; an epoch without the value leaves a gap that is bridged.
 
     runs: {name: records}, as ``runs.Run.metrics``. values: where in a record, dots between the keys; where that
-    holds several terms (as "loss" does), their sum.
+    holds several terms (as "loss" does), their sum. marks: epochs at which something happens, a dotted line each.
     """
     figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4, title)
     for each, value in zip(axes[0], values):
@@ -406,6 +406,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Seq
             marker = "o" if len(points) < 3 else None
             each.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=name,
                       marker=marker)
+        for mark in marks:
+            each.axvline(mark, color="#888888", linestyle=":", linewidth=1.6, zorder=0)
         each.set(xlabel="epoch", title=value.replace(".", ": ").replace("_", " "))
         each.grid(axis="y", color="#dddddd")
     if len(runs) > 1:
@@ -418,6 +420,170 @@ def _look_up(record: Mapping[str, Any], path: str) -> float | None:
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
     return sum(found.values()) if isinstance(found, Mapping) else found
+
+
+# ---------------------------------------------------------------------------------------------- retrieval and results
+
+@_styled
+def ranked_faces(query: np.ndarray, images: Any, labels: np.ndarray, classes: Sequence[str], caption: str = "",
+                 similarity: np.ndarray | None = None, wrong: bool = False, title: str = "") -> Picture:
+    """A face, and beside it the gallery faces that resemble it most, each framed in the colour of its class.
+
+    query: uint8 [H, W] or [H, W, 3] under ``caption``; wrong = its label is wrong. images: [K, ...], most similar
+    first; labels: int [K], their classes; similarity: [K], written above them.
+    """
+    count = len(images)
+    figure, axes = _figure(1, 1 + count, 1.5 + 1.12 * count, 1.95 + 0.3 * bool(title), title,
+                           width_ratios=[1.3] + [1.0] * count)
+    _face(axes[0, 0], query, caption, wrong)
+    colours = class_colours(classes)
+    for rank, (each, image, label) in enumerate(zip(axes[0, 1:], images, np.asarray(labels).tolist())):
+        cosine = "" if similarity is None else f"\n{similarity[rank]:.2f}"
+        _face(each, image, f"{rank + 1}. {classes[label]}{cosine}")
+        each.spines[:].set(visible=True, color=colours[label], linewidth=5)
+    return figure
+
+
+@_styled
+def precision_recall(precision: np.ndarray, recall: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
+    """For each class its precision against its recall down the ranking; the area below its steps is its AP.
+
+    precision, recall: [M, C], among the first 1, 2, ... M ranks. A class without items (recall 0 always) is left out.
+    """
+    figure, axes = _figure(1, 1, 8.2, 4.2, title)
+    rises = np.diff(recall, axis=0, prepend=0)  # M, C
+    areas = (rises * precision).sum(0)
+    colours = class_colours(classes)
+    for c in np.argsort(-areas, kind="stable").tolist():
+        hit = rises[:, c] > 0
+        if hit.any():
+            height = precision[hit, c]
+            axes[0, 0].step(np.append(0, recall[hit, c]), np.append(height[0], height), where="pre", color=colours[c],
+                            linestyle=DASHES[c % len(DASHES)], linewidth=2.6, label=f"{classes[c]}: AP {areas[c]:.2f}")
+    axes[0, 0].set(xlabel="recall: share of the class's clean faces found so far", xlim=(0, 1), ylim=(0, 1.03),
+                   ylabel="precision: share of the class")
+    figure.legend(loc="outside right center", handlelength=2.6)
+    return figure
+
+
+@_styled
+def label_bars(images: Any, labels: Mapping[str, np.ndarray], classes: Sequence[str], captions: Sequence[str] = (),
+               columns: int = 2, title: str = "") -> Picture:
+    """Each face beside several labels of it, one above the other, each a bar that stacks the shares of the classes.
+
+    labels: {name: [N, C]}, not negative; rows are normalised, and one without anything stays empty.
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(rows, 2 * columns, 5.4 * columns, (0.55 + 0.34 * len(labels)) * rows + 0.6, title,
+                           width_ratios=[1, 3.1] * columns)
+    colours, seen = class_colours(classes), np.zeros(len(classes), bool)
+    for each in axes.flat[2 * len(images):]:
+        each.set_axis_off()
+    for i, image in enumerate(images):
+        face, bars = axes.flat[2 * i:2 * i + 2]
+        _face(face, image)
+        for row, soft in enumerate(labels.values()):
+            shares = np.asarray(soft[i], float) / max(float(np.sum(soft[i])), 1e-12)
+            starts = np.cumsum(shares) - shares
+            seen |= shares > 0.01
+            for c in np.flatnonzero(shares > 0.002).tolist():
+                bars.barh(row, shares[c], left=starts[c], color=colours[c], edgecolor="white", height=0.84)
+                if shares[c] > 0.13:
+                    name = classes[c] if shares[c] > 0.3 else classes[c][:3]
+                    bars.text(starts[c] + shares[c] / 2, row, name, ha="center", va="center", fontsize=11,
+                              color=_ink(colours[c]))
+        bars.set(xlim=(0, 1), ylim=(len(labels) - 0.4, -0.6), xticks=[], yticks=range(len(labels)))
+        bars.set_yticklabels(labels, fontsize=11)
+        bars.tick_params(length=0)
+        bars.spines[:].set_visible(False)
+        if captions:
+            bars.set_title(captions[i], loc="left", fontsize=12, pad=2)
+    shown = np.flatnonzero(seen).tolist()
+    figure.legend([Patch(color=colours[c]) for c in shown], [classes[c] for c in shown], loc="outside lower center",
+                  ncols=8, handlelength=1, columnspacing=1)
+    return figure
+
+
+@_styled
+def grouped_bars(values: Mapping[str, Any], groups: Sequence[str], ylabel: str, colours: Sequence[str] = LINES,
+                 title: str = "") -> Picture:
+    """Bars in groups: values {series: [G]}, not negative, nan = no bar; every series with a colour and a hatch."""
+    figure, axes = _figure(1, 1, max(7.0, min(11.0, 1.3 * len(groups) + 2)), 3.9, title)
+    hatches, width = ("", "///", "...", "\\\\\\", "xx"), 0.84 / len(values)
+    for s, (name, heights) in enumerate(values.items()):
+        place = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * width
+        axes[0, 0].bar(place, heights, width, label=name, color=colours[s % len(colours)], edgecolor="white",
+                       hatch=hatches[s % len(hatches)])
+    axes[0, 0].set_xticks(range(len(groups)), groups)
+    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].grid(axis="y", color="#dddddd")
+    axes[0, 0].set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=5, handlelength=1.6)
+    return figure
+
+
+@_styled
+def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], groups: Sequence[str], xlabel: str,
+                        title: str = "") -> Picture:
+    """Means as dots and their intervals as whiskers, a row for each group; the axis need not begin at 0.
+
+    values: {series: (mean, half-width) of each group}; half-width nan = no whisker (one seed), mean nan = no dot.
+    """
+    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.34 + 0.17 * len(values)) * len(groups) + 0.3 * bool(title), title)
+    step = 0.7 / max(len(values), 1)
+    for s, ((name, pairs), colour, marker) in enumerate(zip(values.items(), LINES * 9, "osD^v" * 9)):
+        mean, half = np.asarray(pairs, float).reshape(-1, 2).T
+        row = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * step
+        axes[0, 0].errorbar(mean, row, xerr=np.nan_to_num(half), fmt=marker, color=colour, markersize=8, capsize=4,
+                            label=name, linewidth=1.8)
+    axes[0, 0].set_yticks(range(len(groups)), groups)
+    axes[0, 0].set(ylim=(len(groups) - 0.5, -0.5), xlabel=xlabel)
+    axes[0, 0].grid(axis="x", color="#dddddd")
+    axes[0, 0].tick_params(axis="y", length=0)
+    if len(values) > 1:
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool = False, title: str = "") -> Picture:
+    """Curves over x [K]: values {name: [K]}, each with a colour, a dash and dots; log: the x-axis."""
+    figure, axes = _figure(1, 1, 8, 3.8, title)
+    for (name, y), colour, dash in zip(values.items(), LINES * 9, DASHES * 9):
+        axes[0, 0].plot(x, y, color=colour, linestyle=dash, marker="o", markersize=5, label=name)
+    if log:
+        axes[0, 0].set_xscale("log")
+        axes[0, 0].minorticks_off()
+        axes[0, 0].set_xticks(x, [f"{each:,g}" for each in x])
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    axes[0, 0].grid(axis="y", color="#dddddd")
+    if len(values) > 1:
+        figure.legend(loc="outside right upper", handlelength=2.6)
+    return figure
+
+
+@_styled
+def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Sequence[float]], rate: np.ndarray,
+             title: str = "") -> Picture:
+    """A training in time: what goes on from when to when, what happens at a moment, and the learning rate above.
+
+    spans: {name: (from, to)} and moments: {name: when}, in epochs; rate: [E], at the end of epochs 1 to E.
+    """
+    rows = len(spans) + len(moments)
+    figure, axes = _figure(2, 1, 9.5, 1.7 + 0.36 * rows, title, sharex=True, height_ratios=[1.1, 0.36 * rows])
+    epochs = np.arange(1, len(rate) + 1)
+    axes[0, 0].plot(epochs, rate, color="black")
+    axes[0, 0].set(ylabel="learning\nrate", yticks=[0, float(np.max(rate))], ylim=(0, None))
+    for row, ((start, stop), colour) in enumerate(zip(spans.values(), LINES * 9)):
+        axes[1, 0].barh(row, stop - start, left=start, color=colour, height=0.62)
+    for row, times in enumerate(moments.values(), len(spans)):
+        axes[1, 0].plot(times, [row] * len(times), "D", color="black", markersize=9)
+        for time in times:
+            axes[1, 0].axvline(time, color="#888888", linestyle=":", linewidth=1.4, zorder=0)
+    axes[1, 0].set_yticks(range(rows), [*spans, *moments])
+    axes[1, 0].set(ylim=(rows - 0.4, -0.6), xlim=(0, len(rate) + 0.3), xlabel="epoch")
+    axes[1, 0].tick_params(axis="y", length=0)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- the figures in figures/

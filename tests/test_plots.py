@@ -278,6 +278,95 @@ def test_training_curves_read_records_as_runs_hold_them():
     shown(picture)
 
 
+# ---------------------------------------------------------------------------------------------- retrieval and results
+
+def test_ranked_faces_are_framed_in_the_colour_of_their_class():
+    picture = plots.ranked_faces(FACES[0], GREY[1:4], np.array([6, 2, 6]), CLASSES, "given anger",
+                                 np.array([0.9, 0.8, 0.7]), wrong=True)
+    assert [axes.get_title() for axes in picture.axes] == [
+        "given anger", "1. fear\n0.90", "2. surprise\n0.80", "3. fear\n0.70"]
+    frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in picture.axes]
+    assert frames == [WRONG, EMOTIONS["fear"], EMOTIONS["surprise"], EMOTIONS["fear"]]
+    np.testing.assert_array_equal(picture.axes[2].images[0].get_array(), GREY[2])
+    shown(picture)
+
+
+def test_area_below_precision_and_recall_is_sklearns_average_precision():
+    from sklearn.metrics import average_precision_score
+
+    labels = RNG.integers(0, 3, 60)
+    hit = labels[:, None] == np.arange(4)  # no item of class 3
+    precision, recall = hit.cumsum(0) / np.arange(1, 61)[:, None], hit.cumsum(0) / hit.sum(0).clip(1)
+    axes = plots.precision_recall(precision, recall, CLASSES[:4]).axes[0]
+    assert len(axes.lines) == 3
+    for line in axes.lines:
+        x, y = line.get_data()
+        c = [to_hex(EMOTIONS[name]) for name in CLASSES].index(to_hex(line.get_color()))
+        expected = average_precision_score(labels == c, -np.arange(60))
+        assert (np.diff(x) * y[1:]).sum() == pytest.approx(expected)
+        assert line.get_label() == f"{CLASSES[c]}: AP {expected:.2f}" and x[-1] == 1
+    shown(axes.figure)
+
+
+def test_label_bars_stack_each_label_to_one():
+    labels = {"given": np.eye(8)[:3], "new": np.array([[0.6, 0.4] + [0] * 6, [0] * 8, [0.125] * 8])}
+    picture = plots.label_bars(FACES[:3], labels, CLASSES, ["a", "b", "c"])
+    assert [axes.axison for axes in picture.axes[6:]] == [False, False]
+    bars = picture.axes[1]
+    widths = [bar.get_width() for bar in bars.patches]
+    assert widths == pytest.approx([1, 0.6, 0.4]) and bars.patches[2].get_x() == pytest.approx(0.6)
+    assert texts(bars) == ["neutral", "neutral", "happiness"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["given", "new"]
+    assert len(picture.axes[3].patches) == 1 and len(picture.axes[5].patches) == 9
+    assert len(picture.legends[0].get_texts()) == 8
+    shown(picture)
+
+
+def test_grouped_bars_are_as_high_as_their_values():
+    picture = plots.grouped_bars({"plain": [0.5, np.nan], "full": [0.6, 0.7]}, ["a", "b"], "share")
+    heights = [bar.get_height() for bar in picture.axes[0].patches]
+    assert heights[0] == 0.5 and np.isnan(heights[1]) and heights[2:] == [0.6, 0.7]
+    assert len({to_hex(bar.get_facecolor()) for bar in picture.axes[0].patches}) == 2
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["plain", "full"]
+    shown(picture)
+
+
+def test_dots_stand_at_their_mean_with_their_interval():
+    values = {"plain": [(0.80, 0.02), (0.7, np.nan)], "full": [(0.85, 0.01), (np.nan, np.nan)]}
+    picture = plots.dots_with_intervals(values, ["symmetric", "annotators"], "accuracy")
+    plain, full = picture.axes[0].containers
+    assert list(plain.lines[0].get_xdata()) == [0.80, 0.7] and np.isnan(full.lines[0].get_xdata()[1])
+    (whiskers,) = plain.lines[2]
+    first, second = whiskers.get_segments()
+    assert first[:, 0] == pytest.approx([0.78, 0.82]) and second[:, 0] == pytest.approx([0.7, 0.7])
+    assert plain.lines[0].get_ydata()[0] < full.lines[0].get_ydata()[0]
+    assert [label.get_text() for label in picture.axes[0].get_yticklabels()] == ["symmetric", "annotators"]
+    shown(picture)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_lines_are_the_values(log: bool):
+    axes = plots.lines([1, 10, 100], {"a": [1, 2, 3], "b": [3, 2, 1]}, "k", "share", log=log).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 2, 3], [3, 2, 1]]
+    assert axes.get_xscale() == ("log" if log else "linear")
+    shown(axes.figure)
+
+
+def test_schedule_shows_spans_and_moments_at_their_epochs():
+    picture = plots.schedule({"all labels": (0, 20), "soft labels": (20, 30)}, {"split": [20]}, np.ones(30))
+    rate, parts = picture.axes
+    assert [(bar.get_x(), bar.get_width()) for bar in parts.patches] == [(0, 20), (20, 10)]
+    assert list(parts.lines[0].get_xdata()) == [20] and list(rate.lines[0].get_xdata()) == list(range(1, 31))
+    assert [label.get_text() for label in parts.get_yticklabels()] == ["all labels", "soft labels", "split"]
+    shown(picture)
+
+
+def test_training_curves_mark_epochs():
+    records = [{"epoch": e, "loss": {"cross_entropy": 1.0}} for e in (1, 2, 3)]
+    axes = plots.training_curves({"plain": records}, ("loss",), marks=[2]).axes[0]
+    assert list(axes.lines[-1].get_xdata()) == [2, 2] and axes.lines[-1].get_linestyle() == ":"
+
+
 # ------------------------------------------------------------------------------------------------------------ figures
 
 def test_command_draws_figures(tmp_path, monkeypatch: pytest.MonkeyPatch):
