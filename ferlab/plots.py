@@ -114,6 +114,15 @@ def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False) -
         axes.set_title(title, fontsize=11, pad=5, color=WRONG if wrong else "black")
 
 
+def _heat(axes: Axes, image: np.ndarray, heat: np.ndarray, peak: float | None = None) -> None:
+    """Draw an image and over it a map [g, g], not negative, bright = high; peak = the brightest, None = its highest."""
+    height, width = image.shape[:2]
+    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    shown = np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
+    _face(axes, image)
+    axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown))
+
+
 def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
     """A widget: controls beside what ``draw`` makes of their values, drawn anew whenever one changes.
 
@@ -221,12 +230,28 @@ def heat_on_faces(images: Any, maps: np.ndarray, captions: Sequence[str] = (), p
     """
     figure, axes = _figure(2, len(images), 1.3 * len(images), 2.75 + 0.3 * bool(title), title)
     for column, image, heat in zip(axes.T, images, np.asarray(maps, np.float32)):
-        height, width = image.shape[:2]
-        smooth = Image.fromarray(heat).resize((width, height), Image.Resampling.BICUBIC)
-        shown = np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
         _face(column[0], image)
-        _face(column[1], image)
-        column[1].imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown))
+        _heat(column[1], image, heat, peak)
+    for each, text in zip(axes[0], captions):
+        each.set_title(text, fontsize=12, pad=5)
+    return figure
+
+
+@_styled
+def heat_rows(images: Any, maps: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Picture:
+    """Faces, and below them one row for each of several maps [N, g, g] laid over the same faces: bright = high.
+
+    maps: {name of the row: [N, g, g], not negative, of any resolution}; each is drawn up to its own highest value.
+    """
+    margin = 0.1 * max(map(len, maps), default=0)
+    figure, axes = _figure(1 + len(maps), len(images), 1.2 * len(images) + margin,
+                           1.2 * (1 + len(maps)) + 0.3 + 0.3 * bool(title), title)
+    for column, image in zip(axes[0], images):
+        _face(column, image)
+    for row, (name, heats) in zip(axes[1:], maps.items()):
+        for each, image, heat in zip(row, images, heats):
+            _heat(each, image, heat)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     for each, text in zip(axes[0], captions):
         each.set_title(text, fontsize=12, pad=5)
     return figure
@@ -420,6 +445,83 @@ def _look_up(record: Mapping[str, Any], path: str) -> float | None:
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
     return sum(found.values()) if isinstance(found, Mapping) else found
+
+
+# ----------------------------------------------------------------------------------------------------------- explorer
+
+@_styled
+def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Sequence[str], given: int,
+                 soft: np.ndarray, precision: np.ndarray, votes: np.ndarray | None, neighbours: Any,
+                 neighbour_labels: np.ndarray, history: np.ndarray, class_history: np.ndarray, loss: float,
+                 class_losses: np.ndarray, mixture: TwoGaussians | None, evidence: str = "loss") -> Picture:
+    """All that is known of one suspected face.
+
+    image: uint8 [H, W] or [H, W, 3]; attention: [g, g], not negative, or None. given: its class.
+    soft, precision, votes: [C], its new soft label, class AP and raters' votes (None = not known).
+    neighbours: images of its nearest clean faces, nearest first; neighbour_labels: int, their classes.
+    history: [E], its losses; class_history: [E, 3], quartiles of its class's. loss: the evidence it was split by;
+    class_losses: [n], that of its class, whose mixture (None = not split) is drawn as in ``loss_histogram``.
+    """
+    figure = Picture(figsize=(8.6, 6.3))
+    colours, new = class_colours(classes), int(np.argmax(soft))
+
+    def place(left: float, bottom: float, width: float, height: float, **options: Any) -> Axes:
+        return figure.add_axes((left / 8.6, bottom / 6.3, width / 8.6, height / 6.3), **options)
+
+    _face(place(0.05, 3.85, 2.1, 2.1), image)
+    if attention is not None:
+        axes = place(2.25, 3.85, 2.1, 2.1)
+        _heat(axes, image, attention)
+        axes.set_title("attention", fontsize=11, pad=4)
+
+    panels = {"new soft label": soft, "average precision": precision}
+    panels |= {} if votes is None else {"raters' votes": votes}
+    width = (3.15 - 0.1 * (len(panels) - 1)) / len(panels)
+    for i, (name, values) in enumerate(panels.items()):
+        axes = place(5.35 + i * (width + 0.1), 3.85, width, 2.1)
+        top = max(1.0, float(np.max(values)))
+        low = min(0.0, float(np.min(values)))
+        axes.barh(range(len(classes)), values, color=colours, edgecolor="black", linewidth=0.5, height=0.72)
+        axes.set(xlim=(low, 1.02 * top), ylim=(len(classes) - 0.4, -0.6), xticks=[0, top], yticks=[])
+        axes.set_xticks([0, top], ["0", f"{top:g}"])
+        axes.set_title(name, fontsize=10 if len(panels) > 2 else 11, pad=4)
+        axes.tick_params(labelsize=9, length=2)
+        if not i:
+            axes.set_yticks(range(len(classes)), classes, fontsize=11)
+            axes.tick_params(axis="y", length=0)
+            for c, text in enumerate(axes.get_yticklabels()):
+                text.set_color(WRONG if c == given != new else "black")
+                text.set_weight("bold" if c in (given, new) else "normal")
+
+    figure.text(0.05 / 8.6, 3.44 / 6.3, "nearest clean faces", fontsize=11)
+    for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
+        axes = place(0.05 + 1.068 * i, 2.38, 0.98, 0.98)
+        _face(axes, each)
+        axes.spines[:].set(visible=True, color=colours[label], linewidth=3)
+        axes.set_xlabel(f"{i + 1}  {classes[label]}", fontsize=10, labelpad=4)
+
+    axes = place(0.6, 0.5, 3.3, 1.25)
+    epochs = np.arange(1, len(history) + 1)
+    if len(history):
+        axes.fill_between(epochs, class_history[:, 0], class_history[:, 2], color=CLEAN, alpha=0.5, linewidth=0)
+        axes.plot(epochs, class_history[:, 1], color="#5c7482", linestyle="--", linewidth=1.6)
+        axes.plot(epochs, history, color="black", marker="o", markersize=4)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="collection of losses")
+    axes.set_title(f"its loss (line) among the given {classes[given]}", fontsize=11, pad=4, loc="left")
+
+    axes = place(4.75, 0.5, 3.75, 1.25)
+    edges = np.linspace(min(class_losses.min(), loss), max(class_losses.max(), loss) + 1e-9, 41)
+    axes.hist(class_losses, edges, color=CLEAN)
+    if mixture is not None:
+        line = np.linspace(edges[0], edges[-1], 200)
+        for curve, dash in zip(len(class_losses) * (edges[1] - edges[0]) * np.exp(mixture.log_densities(line)), "-:"):
+            axes.plot(line, curve, "black", linewidth=1.5, linestyle=dash)
+    axes.axvline(loss, color=WRONG, linewidth=2.5)
+    axes.set(xlabel=evidence, ylim=(0, None))
+    axes.set_title(f"where it sits in the mixture (given {classes[given]})", fontsize=11, pad=4, loc="left")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- retrieval and results

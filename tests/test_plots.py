@@ -186,6 +186,20 @@ def test_heat_is_brightest_where_the_map_is():
     shown(picture)
 
 
+def test_heat_rows_lay_each_map_over_its_face():
+    low, high = np.zeros((2, 2, 4, 4))
+    low[:, 3], high[:, 0] = 0.1, 7
+    picture = plots.heat_rows(FACES[:2], {"low": low, "high": high}, ("a", "b"))
+    axes = np.reshape(picture.axes, (3, 2))
+    assert [each.get_title() for each in axes[0]] == ["a", "b"] and axes[2, 0].get_ylabel() == "high"
+    for (name, row), first in zip([("low", axes[1]), ("high", axes[2])], (False, True)):
+        for each, face in zip(row, FACES):
+            np.testing.assert_array_equal(each.images[0].get_array(), face)
+            heat = each.images[1].get_array()
+            assert heat.max() == 1 and (heat.argmax() < heat.size / 2) == first, name
+    shown(picture)
+
+
 def test_crops_cut_out_their_boxes():
     image = np.zeros((40, 40), np.uint8)
     image[10:20, 20:30] = 200
