@@ -92,6 +92,20 @@ def relabelling_quality(
     return result
 
 
+def fisher_ratio(embeddings: np.ndarray, labels: np.ndarray) -> float:
+    """Spread between the class means over spread within the classes, tr(S_b) / tr(S_w); >= 0, higher = better apart.
+
+    S_b weighs each class mean by its share of the faces. embeddings: [N, D]; labels: int [N], each at least once.
+    inf where no face differs from its class's mean; nan where all faces are alike.
+    """
+    embeddings, labels = np.asarray(embeddings, float), np.asarray(labels)
+    groups = [embeddings[labels == c] for c in np.unique(labels)]
+    within = sum(((group - group.mean(0)) ** 2).sum() for group in groups)
+    between = sum(len(group) * ((group.mean(0) - embeddings.mean(0)) ** 2).sum() for group in groups)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.float64(between) / within)
+
+
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence of rows, in bits, in [0, 1]; rows [N, C] are normalised first."""
     p, q = (a / np.maximum(a.sum(1, keepdims=True), 1e-12) for a in (np.asarray(p, float), np.asarray(q, float)))

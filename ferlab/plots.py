@@ -20,8 +20,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse, Patch, Rectangle
 from PIL import Image
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
@@ -649,10 +651,11 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
 
 @_styled
 def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool = False, title: str = "") -> Picture:
-    """Curves over x [K]: values {name: [K]}, each with a colour, a dash and dots; log: the x-axis."""
+    """Curves over x [K]: values {name: [K]}, each with a colour, a dash and, if they are few, dots; log: the x-axis."""
     figure, axes = _figure(1, 1, 8, 3.8, title)
     for (name, y), colour, dash in zip(values.items(), LINES * 9, DASHES * 9):
-        axes[0, 0].plot(x, y, color=colour, linestyle=dash, marker="o", markersize=5, label=name)
+        axes[0, 0].plot(x, y, color=colour, linestyle=dash, label=name, markersize=5,
+                        marker="o" if len(x) <= 30 else "")
     if log:
         axes[0, 0].set_xscale("log")
         axes[0, 0].minorticks_off()
@@ -685,6 +688,108 @@ def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Seq
     axes[1, 0].set_yticks(range(rows), [*spans, *moments])
     axes[1, 0].set(ylim=(rows - 0.4, -0.6), xlim=(0, len(rate) + 0.3), xlabel="epoch")
     axes[1, 0].tick_params(axis="y", length=0)
+    return figure
+
+
+# ------------------------------------------------------------------------------------- scores of labels, embeddings
+
+@_styled
+def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str = "") -> Picture:
+    """How many wrong labels are found (true positive rate) for how many right ones suspected (false positive rate).
+
+    scores: {name: [N]}, higher = more likely wrong; wrong: bool [N], of both kinds. The legend tells each area (AUROC).
+    """
+    figure, axes = _figure(1, 1, 7.2, 4.2, title)
+    for (name, score), colour, dash in zip(scores.items(), LINES * 9, DASHES * 9):
+        false, true, _ = roc_curve(wrong, score)
+        axes[0, 0].plot(false, true, color=colour, linestyle=dash, label=f"{name}: {roc_auc_score(wrong, score):.3f}")
+    axes[0, 0].plot([0, 1], [0, 1], color="#999999", linewidth=1)
+    axes[0, 0].set(xlabel="right labels suspected", ylabel="wrong labels found", aspect="equal", xlim=(0, 1),
+                   ylim=(0, 1.01))
+    figure.legend(loc="outside right center", title="AUROC", handlelength=2.6)
+    return figure
+
+
+@_styled
+def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str],
+                   wrong: np.ndarray | None = None, title: str = "") -> Picture:
+    """Maps of the same N faces side by side, in their class's colour; below, the same with wrong labels marked.
+
+    maps: {title: [N, 2]}, coordinates of no unit; labels: int [N]; wrong: bool [N], None = no second row.
+    """
+    rows = 1 if wrong is None else 2
+    figure, axes = _figure(rows, len(maps), 3.6 * len(maps), 3.2 * rows + 0.7, title)
+    labels, colours = np.asarray(labels), class_colours(classes)
+    for column, (name, place) in zip(axes.T, maps.items()):
+        column[0].scatter(*place.T, s=7, c=[colours[c] for c in labels], linewidths=0)
+        column[0].set_title(name)
+        if wrong is not None:
+            column[1].scatter(*place[~wrong].T, s=6, color=CLEAN, linewidths=0)
+            column[1].scatter(*place[wrong].T, s=16, color=WRONG, marker="x", linewidths=1)
+    for each in axes.flat:
+        each.set(xticks=[], yticks=[])
+        each.spines[:].set(visible=True, color="#cccccc")
+    marks = [Line2D([], [], marker="o", linestyle="", color=colours[c]) for c in np.unique(labels)]
+    names = [classes[c] for c in np.unique(labels)]
+    if wrong is not None:
+        marks += [Line2D([], [], marker="o", linestyle="", color=CLEAN),
+                  Line2D([], [], marker="x", linestyle="", color=WRONG, markeredgewidth=2)]
+        names += ["clean label", "wrong label"]
+    figure.legend(marks, names, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=1.2)
+    return figure
+
+
+@_styled
+def class_regions(regions: Mapping[str, np.ndarray], extent: tuple[float, float, float, float], samples: np.ndarray,
+                  labels: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
+    """Which class each point of a plane is given to, by several rules side by side, and samples of the classes on it.
+
+    regions: {rule: int [H, W]}, the first row at the lowest y; extent: (left, right, bottom, top) of the plane;
+    samples: [N, 2]; labels: int [N].
+    """
+    figure, axes = _figure(1, len(regions), 3.7 * len(regions), 4 + 0.3 * bool(title), title)
+    colours = class_colours(classes)
+    pale = np.array([to_rgb(colour) for colour in colours]) * 0.45 + 0.55
+    for each, (name, region) in zip(axes[0], regions.items()):
+        each.imshow(pale[region], origin="lower", extent=extent, interpolation="nearest")
+        for c, colour in enumerate(colours):
+            each.scatter(*samples[labels == c].T, s=9, color=colour, edgecolors="white", linewidths=0.3)
+        each.set(xticks=[], yticks=[], title=name, xlim=extent[:2], ylim=extent[2:])
+    figure.legend([Patch(color=colour) for colour in colours], classes, loc="outside lower center", ncols=5)
+    return figure
+
+
+@_styled
+def newcomers(points: np.ndarray, samples: np.ndarray, labels: np.ndarray, before: tuple[np.ndarray, np.ndarray],
+              after: tuple[np.ndarray, np.ndarray], shift: np.ndarray, classes: Sequence[str],
+              title: str = "") -> Picture:
+    """What each class's mean and spread would become if a point joined it; below, how far they would shift.
+
+    points: [P, 2], a column each; samples: [N, 2]; labels: int [N]. before: mean and std, [C, 2] each, drawn as solid
+    ellipses of one std; after: [P, C, 2] each, dashed; shift: [P, C], not negative, lower = nearer (bold).
+    """
+    figure, axes = _figure(2, len(points), 3.6 * len(points) + 0.8, 4.6 + 0.3 * bool(title), title,
+                           height_ratios=[3.2, 1])
+    colours = class_colours(classes)
+    low, high = np.vstack([samples, points]).min(0), np.vstack([samples, points]).max(0)
+    for p, (plane, bars) in enumerate(axes.T):
+        for c, colour in enumerate(colours):
+            plane.scatter(*samples[labels == c].T, s=7, color=colour, alpha=0.35, linewidths=0)
+            for mean, std, dash in [(before[0][c], before[1][c], "-"), (after[0][p, c], after[1][p, c], "--")]:
+                plane.add_patch(Ellipse(tuple(mean), *(2 * std), fill=False, edgecolor=colour, linestyle=dash,
+                                        linewidth=2.2))
+        plane.plot(*points[p], marker="*", markersize=17, color="black", markeredgecolor="white")
+        margin = 0.05 * (high - low)
+        plane.set(xticks=[], yticks=[], aspect="equal", xlim=(low[0] - margin[0], high[0] + margin[0]),
+                  ylim=(low[1] - margin[1], high[1] + margin[1]))
+        nearest = int(np.argmin(shift[p]))
+        plane.set_title(f"least shifted: {classes[nearest]}", fontsize=12)
+        bars.barh(range(len(classes)), shift[p], color=colours, edgecolor="black", linewidth=0.5)
+        bars.set(ylim=(len(classes) - 0.5, -0.5), yticks=[], xlabel="shift")
+        bars.xaxis.get_major_locator().set_params(nbins=4)
+        if not p:
+            bars.set_yticks(range(len(classes)), classes)
+            bars.tick_params(axis="y", length=0)
     return figure
 
 

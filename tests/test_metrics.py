@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
+from scipy.stats import f_oneway
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -15,7 +16,14 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from ferlab.metrics import classification, jensen_shannon, noise_detection, relabelling_quality, split_quality
+from ferlab.metrics import (
+    classification,
+    fisher_ratio,
+    jensen_shannon,
+    noise_detection,
+    relabelling_quality,
+    split_quality,
+)
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -91,6 +99,19 @@ def test_divergence_is_over_relabelled_faces_with_votes():
     soft = np.array([[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]])
     assert relabelling_quality(soft, noisy, labels, labels, votes)["divergence"] == pytest.approx(0.5)  # 0 and 1 bit
     assert relabelling_quality(soft, np.zeros(4, bool), labels, labels, votes)["divergence"] is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6))
+def test_fisher_ratio_of_one_dimension_is_the_f_statistic(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(4), [3, 5, 8, 20])
+    values = rng.normal(labels, 1 + labels)
+    expected = f_oneway(*(values[labels == c] for c in range(4))).statistic * 3 / (36 - 4)
+    assert fisher_ratio(values[:, None], labels) == pytest.approx(expected)
+    three = values[:, None] * np.array([1.0, -2, 0]) + 7  # turned, scaled and moved as a whole: the same
+    assert fisher_ratio(three, labels) == pytest.approx(expected)
+    assert fisher_ratio(np.eye(4)[labels], labels) == np.inf
 
 
 @settings(max_examples=50, deadline=None)

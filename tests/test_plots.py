@@ -381,6 +381,67 @@ def test_training_curves_mark_epochs():
     assert list(axes.lines[-1].get_xdata()) == [2, 2] and axes.lines[-1].get_linestyle() == ":"
 
 
+# --------------------------------------------------------------------------------------- scores of labels, embeddings
+
+def test_roc_curves_start_at_nothing_and_end_at_all_and_tell_their_area():
+    wrong = np.repeat([True, False], [30, 70])
+    scores = {"perfect": wrong * 1.0, "useless": np.zeros(100), "backwards": -1.0 * wrong}
+    picture = plots.roc_curves(scores, wrong)
+    for line in picture.axes[0].lines[:3]:
+        x, y = line.get_data()
+        assert (x[0], y[0]) == (0, 0) and (x[-1], y[-1]) == (1, 1)
+    names = [text.get_text() for text in picture.legends[0].get_texts()]
+    assert names == ["perfect: 1.000", "useless: 0.500", "backwards: 0.000"]
+    x, y = picture.axes[0].lines[0].get_data()
+    assert (0, 1) in zip(x, y)
+    shown(picture)
+
+
+def test_embedding_maps_put_each_face_in_its_place_and_colour():
+    place = RNG.normal(size=(40, 2))
+    labels, wrong = np.repeat([1, 6], 20), np.arange(40) % 4 == 0
+    picture = plots.embedding_maps({"before": place, "after": 2 * place}, labels, CLASSES, wrong)
+    assert len(picture.axes) == 4
+    first, second = picture.axes[0].collections[0], picture.axes[1].collections[0]
+    np.testing.assert_array_equal(first.get_offsets(), place)
+    np.testing.assert_array_equal(second.get_offsets(), 2 * place)
+    assert [to_hex(first.get_facecolors()[i]) for i in (0, 39)] == [EMOTIONS["happiness"], EMOTIONS["fear"]]
+    clean, marked = picture.axes[2].collections
+    np.testing.assert_array_equal(marked.get_offsets(), place[wrong])
+    assert len(clean.get_offsets()) == 30
+    names = [text.get_text() for text in picture.legends[0].get_texts()]
+    assert names == ["happiness", "fear", "clean label", "wrong label"]
+    shown(picture)
+    assert len(plots.embedding_maps({"one": place}, labels, CLASSES).axes) == 1
+
+
+def test_class_regions_colour_the_plane_from_below():
+    region = np.array([[0, 0], [1, 1]])
+    samples, labels = np.array([[0.5, 0.2], [0.5, 1.8]]), np.array([0, 1])
+    picture = plots.class_regions({"a": region, "b": 1 - region}, (0, 1, 0, 2), samples, labels, ("anger", "fear"))
+    for axes, lower in zip(picture.axes, ("anger", "fear")):
+        image = axes.images[0]
+        assert image.origin == "lower" and tuple(image.get_extent()) == (0, 1, 0, 2)
+        np.testing.assert_allclose(image.get_array()[0, 0], 0.45 * np.array(to_rgb(EMOTIONS[lower])) + 0.55)
+    shown(picture)
+
+
+def test_newcomers_show_each_class_before_and_after_and_name_the_least_shifted():
+    samples, labels = RNG.normal(size=(60, 2)), np.repeat([0, 1], 30)
+    mean, std = np.array([[0.0, 0.0], [3.0, 1.0]]), np.array([[1.0, 0.5], [0.2, 0.3]])
+    points, shift = np.array([[0.0, 0.0], [3.0, 1.0], [9.0, 9.0]]), np.array([[0.1, 0.4], [0.5, 0.2], [3, 1]])
+    after = np.tile(mean + 1, (3, 1, 1)), np.tile(std / 2, (3, 1, 1))
+    picture = plots.newcomers(points, samples, labels, (mean, std), after, shift, ("anger", "fear"))
+    planes, bars = picture.axes[:3], picture.axes[3:]
+    assert [axes.get_title() for axes in planes] == [f"least shifted: {name}" for name in ("anger", "fear", "fear")]
+    solid, dashed = planes[0].patches[:2]
+    assert solid.center == (0, 0) and (solid.width, solid.height) == (2, 1)
+    assert dashed.center == (1, 1) and (dashed.width, dashed.height) == (1, 0.5)
+    assert tuple(planes[2].lines[0].get_xydata()[0]) == (9, 9)
+    assert [bar.get_width() for bar in bars[1].patches] == [0.5, 0.2]
+    shown(picture)
+
+
 # ------------------------------------------------------------------------------------------------------------ figures
 
 def test_command_draws_figures(tmp_path, monkeypatch: pytest.MonkeyPatch):
