@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import math
 import time
@@ -296,7 +297,14 @@ def method_class(name: str) -> type[Method]:
         from ferlab.drfer import DRFERMethod
 
         return DRFERMethod
-    raise FerlabError(f'There is no method "{name}": choose plain or drfer.')
+    from ferlab import comparators
+
+    if name not in comparators.NAMES:
+        names = ", ".join(["plain", "drfer", *comparators.NAMES])
+        raise FerlabError(f'There is no method "{name}": choose one of {names}.')
+    module = importlib.import_module(f"ferlab.comparators.{name}")
+    return next(value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)
+                and value.__module__ == module.__name__)
 
 
 def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None) -> Trainer:

@@ -1,0 +1,408 @@
+"""The comparators: each one's formula by hand, and that all learn, resume and never see the truth."""
+
+import importlib
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training import bars, settings, weights
+
+from ferlab import comparators, load_pretrained
+from ferlab.comparators import dacl, dividemix, dmue, eac, manet, ran, rul, scn
+from ferlab.comparators._parts import Backbone
+from ferlab.data import Splits
+from ferlab.errors import FerlabError
+from ferlab.model import DRFER, Features
+from ferlab.runs import Run
+from ferlab.training import Batch, Method, Trainer, method_class, train
+
+EACH = pytest.mark.parametrize("method", comparators.NAMES)
+
+
+@pytest.fixture(autouse=True)
+def early(monkeypatch):
+    """What the papers begin after some epochs begins here after the first or second."""
+    monkeypatch.setattr(scn.SCN, "relabel_from", 1)
+    monkeypatch.setattr(dmue.DMUE, "ramp", 2)
+    monkeypatch.setattr(dividemix.DivideMix, "warm_up", 2)
+
+
+def prepared(method, count=48, wrong=0.25, **changes):
+    """A trainer before its first step, and its first batch of 32 faces."""
+    trainer = Trainer(settings(method=method, **changes), Splits(bars(count, wrong), None, None))
+    index = torch.arange(32)
+    images, _ = next(trainer.batches(trainer.train, index, 32))
+    trainer.network.train()
+    return trainer, Batch(images, index)
+
+
+def terms(trainer, batch, seed=0):
+    return trainer.method.loss(trainer.network, batch, torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------------- all alike
+
+def test_the_systems_are_all_there():
+    assert {"scn", "rul", "dacl", "dmue", "ran", "manet", "eac", "dividemix"} <= set(comparators.NAMES)
+    for name in comparators.NAMES:
+        method = method_class(name)
+        assert issubclass(method, Method) and method.__module__ == f"ferlab.comparators.{name}"
+        story = importlib.import_module(method.__module__).__doc__
+        assert " 20" in story and "Source:" in story and "Ours:" in story and "Left out:" in story
+    with pytest.raises(FerlabError, match="plain, drfer, dacl, .*scn"):
+        method_class("magic")
+    with pytest.raises(FerlabError, match="no method"):
+        method_class("_parts")
+
+
+@EACH
+def test_each_learns_what_anyone_can_tell(method):
+    trainer = train(settings(method=method, epochs=6), Splits(bars(), bars(60, seed=1), None))
+    assert trainer.records[-1]["valid"]["accuracy"] > 0.9
+    assert all(math.isfinite(value) for record in trainer.records for value in record["loss"].values())
+
+
+@EACH
+def test_each_resumes_as_if_unbroken_and_never_sees_the_truth(tmp_path, monkeypatch, method):
+    config, faces, blind = settings(method=method, epochs=4), bars(64, wrong=0.3), bars(64, wrong=0.3)
+    blind.truth = blind.votes = None  # the interrupted run has none, and must end as the other does
+    unbroken = train(config, Splits(faces, None, None), tmp_path / "unbroken")
+    train_epoch = Trainer._train_epoch
+
+    def stop_in_the_fourth(self):
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return train_epoch(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_train_epoch", stop_in_the_fourth)
+        train(config, Splits(blind, None, None), tmp_path / "broken")
+    resumed = train(config, Splits(blind, None, None), tmp_path / "broken")
+    assert torch.equal(weights(unbroken), weights(resumed))
+    assert unbroken.method.state_dict().keys() == resumed.method.state_dict().keys()
+    for name, value in unbroken.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[name]), name
+    for first, second in zip(Run(tmp_path / "unbroken").metrics, Run(tmp_path / "broken").metrics, strict=True):
+        assert first["loss"] == second["loss"]
+
+    probability = load_pretrained(tmp_path / "broken").predict(faces.images)  # used as any other recogniser
+    expected = unbroken.collect(faces).logits.softmax(1).numpy()
+    assert np.allclose(probability, expected, atol=1e-5) and np.allclose(probability.sum(1), 1, atol=1e-5)
+
+
+@EACH
+def test_each_grows_from_the_same_backbone(method):
+    plain = Trainer(settings(), Splits(bars(48), None, None)).network.state_dict()
+    network = prepared(method)[0].network.eval()
+    assert isinstance(network(torch.zeros(2, 3, 32, 32)), Features)
+    own = {name.removeprefix("twins.0.").replace("shared.", "trunk."): w for name, w in network.state_dict().items()}
+    same = [name for name, w in plain.items() if name in own and torch.equal(w, own[name])]
+    assert sum(plain[name].numel() for name in same if name.startswith("trunk.2")) > 0
+    if method != "manet":  # which has stages 3 and 4 of its own
+        assert all(name in same for name in plain if name.startswith(("trunk.", "stage4.", "local.")))
+
+
+def test_parts_are_those_of_the_network():
+    torch.manual_seed(0)
+    network = Backbone(settings(), 3).eval()
+    plain = DRFER(settings(), 3).eval()
+    plain.load_state_dict(network.state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    for mine, theirs in zip(network(x), plain(x), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["scn", "rul", "dacl", "dmue"])
+def test_those_that_compare_faces_need_more_than_one(method):
+    with pytest.raises(FerlabError, match="batch_size is 1.*at least 2"):
+        prepared(method, batch_size=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- SCN
+
+def test_scn_groups_ranks_and_weighs():
+    trainer, batch = prepared("scn")
+    method = trainer.method
+    alpha = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7, 0.6, 0.5, 0.4, 0.3, 0.65])
+    high, low = method.groups(alpha)
+    assert set(low.tolist()) == {0, 3, 8} and len(high) == 7  # the 30 % of least importance
+    features, alpha = trainer.network.weighted(batch.images)
+    parts = trainer.network.parts(batch.images)
+    raw = trainer.network.classifier(parts.vector)
+    assert torch.allclose(features.logits, alpha[:, None] * raw, atol=1e-5)
+    found = terms(trainer, batch)
+    ordered = alpha.sort(descending=True).values
+    expected = max(0.0, 0.15 - (ordered[:22].mean() - ordered[22:].mean()).item())  # 70 % of 32 is 22
+    assert found["rank"].item() == pytest.approx(0.5 * expected, abs=1e-6) and expected > 0
+    given = trainer.method.given[batch.index]
+    loss = -(alpha[:, None] * raw).log_softmax(1)[torch.arange(32), given].mean()
+    assert found["cross_entropy"].item() == pytest.approx(0.5 * loss.item(), rel=1e-5)
+
+
+def test_scn_relabels_where_the_margin_is_met():
+    method = prepared("scn")[0].method
+    method.labels[:3] = torch.tensor([0, 0, 2])
+    probability = torch.tensor([[0.10, 0.70, 0.20], [0.36, 0.54, 0.10], [0.35, 0.45, 0.20]])
+    before = method.labels.clone()
+    method.relabel(probability, torch.tensor([0, 1, 2]))  # margins 0.60, 0.18, 0.25
+    assert method.labels[:3].tolist() == [1, 0, 1] and torch.equal(method.labels[3:], before[3:])
+    assert method.new_targets[0].tolist() == [0, 1, 0] and torch.equal(method.new_targets[1], method.targets[1])
+
+
+def test_scn_relabels_the_low_group_only_and_not_before_its_epoch(monkeypatch):
+    trainer, batch = prepared("scn")
+    method, asked = trainer.method, []
+    monkeypatch.setattr(method, "relabel", lambda probability, index: asked.append(index))
+    terms(trainer, batch)
+    assert not asked
+    method.after_epoch(1, trainer)
+    with torch.no_grad():
+        alpha = trainer.network.weighted(batch.images)[1]
+    terms(trainer, batch)
+    assert set(asked[0].tolist()) == set(alpha.argsort()[:10].tolist())
+
+
+# ---------------------------------------------------------------------------------------------------------------- RUL
+
+def test_rul_mixes_by_uncertainty():
+    mu, s = torch.tensor([[1.0, 0.0], [0.0, 4.0]]), torch.tensor([[1.0], [3.0]])
+    assert rul.mix(mu, s, torch.tensor([1, 0])).tolist() == [[0.25, 3.0], [0.25, 3.0]]
+    assert torch.equal(rul.mix(mu, s, torch.tensor([0, 1])), mu)  # with itself
+
+
+def test_rul_adds_up_both_labels():
+    trainer, batch = prepared("rul")
+    network, given = trainer.network, trainer.method.given[batch.index]
+    found = terms(trainer, batch)
+    partner = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    vector = network.parts(batch.images).vector
+    mu, s = network.mean(vector), network.log_variance(vector).exp().mean(1)
+    mixed = torch.stack([(s[i] * mu[i] + s[j] * mu[j]) / (s[i] + s[j]) for i, j in enumerate(partner)])
+    logits = network.classifier(mixed)
+    assert found["cross_entropy"].item() == pytest.approx(F.cross_entropy(logits, given).item(), rel=1e-4)
+    assert found["partner"].item() == pytest.approx(F.cross_entropy(logits, given[partner]).item(), rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------- DACL
+
+def test_dacl_weighs_dimensions_and_moves_centres():
+    x, c = torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    weight = torch.tensor([[0.5, 1.0], [0.25, 0.0]])
+    loss = dacl.sparse_centre_loss(x, c, weight)  # (0.5 * 1 + 1 * 4) / 4 + (0.25 * 4 + 0) / 4
+    assert loss.item() == pytest.approx(1.375)
+
+    trainer, batch = prepared("dacl")
+    method = trainer.method
+    method.centres = torch.zeros(3, 2)
+    method.move_centres(x, torch.tensor([1, 1]), weight)
+    # class 1: rate 0.5 * (0.5 * 1 + 0.25 * 3, 1 * 2 + 0) / (1 + 2); the others stay
+    assert torch.allclose(method.centres, torch.tensor([[0, 0], [1.25 / 6, 2 / 6], [0, 0]]))
+
+
+def test_dacl_attends_to_each_dimension():
+    trainer, batch = prepared("dacl")
+    network = trainer.network.eval()
+    parts = network.parts(batch.images)
+    weight = network.weights(parts.whole_map)
+    pairs = network.attend(network.encoder(parts.whole_map)).view(32, -1, 2)
+    assert weight.shape == parts.vector.shape
+    assert torch.allclose(weight, (pairs[..., 1] - pairs[..., 0]).sigmoid(), atol=1e-6)
+    found = terms(trainer, batch)
+    assert found["centre"].item() == pytest.approx(0.005 * (weight * parts.vector**2).sum(1).mean().item(), rel=1e-4)
+    assert trainer.method.centres.abs().sum() > 0
+
+
+# --------------------------------------------------------------------------------------------------------------- DMUE
+
+def test_dmue_branches_do_not_see_their_class():
+    rng = torch.Generator().manual_seed(0)
+    branches, given = torch.randn(4, 3, 2, generator=rng), torch.tensor([0, 1, 2, 1])
+    losses = []
+    for i, label in enumerate(given.tolist()):
+        for j in range(3):
+            others = [c for c in range(3) if c != j]
+            if label != j:
+                losses.append(-branches[i, j].log_softmax(0)[others.index(label)])
+    assert dmue.auxiliary_loss(branches, given).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
+    trainer, batch = prepared("dmue")
+    trainer.method.epochs_done.fill_(9)  # past the ramp
+    network, given = trainer.network, trainer.method.given[batch.index]
+    vector = network.parts(batch.images).vector
+    logits, branches = network.classifier(vector), network.branches(vector).view(32, 3, 2)
+    similar = dmue.class_similarity(vector, given, 3)
+    w = network.confidence(torch.cat([similar, F.one_hot(given, 3)], 1)).squeeze(1)
+    soft = 0.0
+    for i, label in enumerate(given.tolist()):
+        others = [c for c in range(3) if c != label]
+        latent = (branches[i, label] / 1.2).softmax(0)
+        soft += (1 - w[i]) * ((logits[i, others].softmax(0) - latent) ** 2).sum() / 32
+    found = terms(trainer, batch)
+    assert found["latent"].item() == pytest.approx(float(soft), rel=1e-4)
+    assert found["cross_entropy"].item() == pytest.approx(F.cross_entropy(w[:, None] * logits, given).item(), rel=1e-4)
+
+
+def test_dmue_similarity_and_ramps():
+    vector = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    similar = dmue.class_similarity(vector, torch.tensor([0, 0, 1, 2]), 3)
+    half = math.sqrt(0.5)
+    assert torch.allclose(similar, torch.tensor([[1, 0, half], [1, 0, half], [0, 0, half], [half, half, 0]]), atol=1e-6)
+    assert dmue.ramps(6, 6) == (1.0, 1.0)
+    assert dmue.ramps(3, 6) == (pytest.approx(math.exp(-0.25)), 1.0)
+    assert dmue.ramps(12, 6) == (1.0, pytest.approx(math.exp(-0.25)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- RAN
+
+def test_ran_crops_where_it_says():
+    x = torch.arange(32 * 32).float().view(1, 1, 32, 32).expand(2, 3, -1, -1)
+    row, column = (ran.regions(x)[:, 0] // 32).view(6, 2, 32, 32)[:, 0], x[0, 0] % 32
+    assert torch.equal(ran.regions(x)[:2], x)
+    crops = [r[0, 0].item() for r in row[1:]], [r[-1, 0].item() for r in row[1:]]
+    assert crops[0] == [0, 0, 8, 2, 2] and crops[1] == [23, 23, 31, 30, 28]  # first and last row of each crop
+    left = ran.regions(column.expand(1, 3, -1, -1))[1:, 0]
+    assert [c[0, 0].item() for c in left] == [0, 8, 4, 2, 2] and [c[0, -1].item() for c in left] == [23, 31, 27, 30, 28]
+
+
+def test_ran_pools_by_both_attentions():
+    trainer, batch = prepared("ran")
+    network, images = trainer.network.eval(), batch.images[:2]
+    features, mu = network.attended(images)
+    for b in range(2):
+        vectors = [network.parts(region[None]).vector[0] for region in ran.regions(images).view(6, 2, 3, 32, 32)[:, b]]
+        first = [network.self_attention(f).sigmoid() for f in vectors]
+        middle = sum(m * f for m, f in zip(first, vectors)) / sum(first)
+        joined = [torch.cat([f, middle]) for f in vectors]
+        both = [m * network.relation_attention(f).sigmoid() for m, f in zip(first, joined)]
+        pooled = sum(w * f for w, f in zip(both, joined)) / sum(both)
+        assert torch.allclose(mu[:, b], torch.cat(first), atol=1e-5)
+        assert torch.allclose(features.logits[b], network.classifier(pooled), atol=1e-4)
+
+
+def test_ran_region_loss():
+    mu = torch.tensor([[0.5, 0.5], [0.52, 0.2], [0.3, 0.8]])  # of a face and two crops, of two faces
+    assert ran.region_biased_loss(mu, 0.1).item() == pytest.approx((0.08 + 0) / 2)
+
+
+# -------------------------------------------------------------------------------------------------------------- MA-Net
+
+def test_manet_weighs_its_branches():
+    trainer, batch = prepared("manet")
+    network, given = trainer.network, trainer.method.given[batch.index]
+    whole, local, features = network.branches(batch.images)
+    found = terms(trainer, batch)
+    assert found["global"].item() == pytest.approx(0.6 * F.cross_entropy(whole, given).item(), rel=1e-4)
+    assert found["local"].item() == pytest.approx(0.4 * F.cross_entropy(local, given).item(), rel=1e-4)
+    assert torch.allclose(features.logits, 0.6 * whole + 0.4 * local, atol=1e-6)
+
+
+def test_manet_attends_within_quadrants():
+    network = prepared("manet")[0].network.eval()
+    shared = torch.randn(1, 64, 8, 8)
+    changed = shared.clone()
+    changed[:, :, :4, 4:] += 1  # upper right
+    network.shared = torch.nn.Identity()
+    maps = [network.branches(x)[2].attention for x in (shared, changed)]
+    differs = (maps[0] != maps[1])[0, 0]
+    assert differs[:2, 2:].any() and not differs[2:].any() and not differs[:, :2].any()
+    assert maps[0].shape == (1, 1, 4, 4) and ((maps[0] > 0) & (maps[0] < 1)).all()
+
+
+def test_manet_later_groups_see_the_earlier_ones():
+    block = manet.MultiScaleBlock(8, 8, 1).eval()
+    block.first = torch.nn.Identity()
+    block.shortcut = torch.nn.Identity()
+    x = torch.randn(1, 8, 9, 9).relu()
+    moved = x.clone()
+    moved[:, 2:4, 4, 4] += 10  # in the second of four groups
+    seen = [int((block(x) != block(moved))[0, g : g + 2].any(0).any(0).sum()) for g in (0, 2, 4, 6)]
+    assert seen[0] == 0 and 0 < seen[1] <= 3 and seen[1] <= seen[2] <= 5 and seen[2] <= seen[3] <= 7
+    layer = block.chain[0]
+    assert torch.allclose(block(x)[:, :2], F.relu(F.relu(layer(x[:, :2])) + x[:, :2]), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------- EAC
+
+def test_eac_maps_are_the_classes_evidence():
+    network = prepared("eac")[0].network.eval()
+    parts = network.parts(torch.randn(4, 3, 32, 32))
+    maps = eac.activation_maps(parts, network.classifier.weight)
+    local = parts.vector[:, :16] @ network.classifier.weight[:, :16].T  # what is not of the map
+    logits = network.classifier(parts.vector)
+    assert torch.allclose(maps.mean((2, 3)) + local + network.classifier.bias, logits, atol=1e-5)
+
+
+def test_eac_consistency_is_of_maps_flipped_back():
+    maps, mirrored = torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[2.0, 4.0]]]])
+    assert eac.flip_consistency(maps, mirrored).item() == pytest.approx(((1 - 4) ** 2 + 0) / 2)
+    assert eac.flip_consistency(maps, maps.flip(3)).item() == 0
+    trainer, batch = prepared("eac")
+    trainer.method.erased_share = 0.0
+    network, given = trainer.network, trainer.method.given[batch.index]
+    found = terms(trainer, batch)
+    one, two = network.parts(batch.images), network.parts(batch.images.flip(3))
+    first, second = (eac.activation_maps(p, network.classifier.weight) for p in (one, two))
+    assert found["consistency"].item() == pytest.approx(5 * ((first - second.flip(3)) ** 2).mean().item(), rel=1e-3)
+    alone = F.cross_entropy(network.classifier(one.vector), given)
+    assert found["cross_entropy"].item() == pytest.approx(alone.item(), rel=1e-4)
+
+
+def test_eac_erases_squares_in_a_share_of_the_faces():
+    erased = eac.erase(torch.ones(4000, 3, 32, 32), (0.02, 0.25), 0.5, torch.Generator().manual_seed(0)) == 0
+    area = erased[:, 0].float().mean((1, 2))
+    assert torch.equal(erased[:, 0], erased[:, 2])
+    assert (area > 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert area[area > 0].min() > 0.008 and area.max() < 0.27
+    assert area[area > 0].mean().item() == pytest.approx(0.135, abs=0.01)
+
+
+# ----------------------------------------------------------------------------------------------------------- DivideMix
+
+def test_dividemix_sharpens_refines_and_balances():
+    p = torch.tensor([[0.6, 0.3, 0.1]])
+    assert torch.allclose(dividemix.sharpen(p, 0.5), torch.tensor([[0.36, 0.09, 0.01]]) / 0.46)
+    y, own, both = torch.tensor([[0.0, 0, 1]]), torch.tensor([[0.5, 0.5, 0]]), torch.tensor([[0.2, 0.8, 0]])
+    w = torch.tensor([0.8])
+    refined = dividemix.refine(w, torch.ones(1), y, own, both, 1.0)  # 0.8 y + 0.2 own
+    assert torch.allclose(refined, torch.tensor([[0.1, 0.1, 0.8]]))
+    assert torch.allclose(dividemix.refine(w, torch.zeros(1), y, own, both, 1.0), both)
+    assert dividemix.class_balance(torch.full((3,), 1 / 3)).item() == pytest.approx(0, abs=1e-6)
+    skewed = dividemix.class_balance(torch.tensor([0.5, 0.25, 0.25]))
+    assert skewed.item() == pytest.approx(sum(math.log((1 / 3) / p) / 3 for p in (0.5, 0.25, 0.25)), rel=1e-5)
+
+
+def test_dividemix_mixes_images_and_labels_alike():
+    images = torch.arange(16.0).view(16, 1, 1, 1).expand(-1, 3, 2, 2)
+    mixed, labels = dividemix.mix(images, torch.eye(16), 4.0, torch.Generator().manual_seed(3))
+    own = labels.diagonal()
+    assert (own >= 0.5).all() and torch.allclose(labels.sum(1), torch.ones(16))
+    assert torch.allclose(mixed[:, 0, 0, 0], labels @ torch.arange(16.0), atol=1e-5)
+
+
+def test_dividemix_each_network_learns_from_the_others_division():
+    trainer, batch = prepared("dividemix")
+    method = trainer.method
+    method.epochs_done.fill_(3)
+    method.clean_probability[0] = 0.0  # by the first network's losses every label is wrong ...
+    method.clean_probability[1] = 1.0
+    found = terms(trainer, batch)
+    torch.stack([found["labelled"]]).sum().backward()
+    gradients = [twin.classifier.weight.grad is not None and twin.classifier.weight.grad.abs().sum() > 0
+                 for twin in trainer.network.twins]
+    assert gradients == [True, False]  # ... so the second has none to learn from
+
+
+def test_dividemix_divides_by_the_losses_of_all_classes(monkeypatch):
+    trainer, _ = prepared("dividemix", count=60, epochs=9)
+    faces, method = trainer.train, trainer.method
+    right = torch.from_numpy(faces.labels == faces.truth)
+    logits = 4.0 * F.one_hot(torch.from_numpy(faces.truth), 3) + torch.rand(60, 3, generator=torch.manual_seed(0))
+    monkeypatch.setattr(dividemix, "collect", lambda *_, **__: type("Collected", (), {"logits": logits}))
+    assert method.after_epoch(1, trainer) == {} and (method.clean_probability == 1).all()  # the warm-up
+    quality = method.after_epoch(2, trainer)["split"]
+    assert quality["auroc"] == 1.0
+    assert torch.equal(method.clean_probability > 0.5, right.expand(2, -1))
