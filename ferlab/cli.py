@@ -94,12 +94,14 @@ def _data_options(default: str | None) -> typing.Callable:
 @click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
               help="Validate on this share of the training faces, where the data set comes in two parts.")
+@click.option("--labels", type=click.Path(path_type=Path, dir_okay=False),
+              help="CSV of name,label with other labels for training faces, such as ferlab data apply-decisions writes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
               help="Change a setting of the profile, such as epochs=40; may be given several times.")
 def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
           progress: bool | None, directory: Path | None, profile_: str | None, method: str, noise: str | None,
-          noise_rate: float | None, holdout: float, seed: int, settings: tuple[str, ...]) -> None:
+          noise_rate: float | None, holdout: float, labels: Path | None, seed: int, settings: tuple[str, ...]) -> None:
     """Train a recogniser, or go on with a training.
 
     The same command goes on where an interrupted training stopped.
@@ -110,7 +112,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
     noise_rate = 0.3 if noise and noise_rate is None else noise_rate
 
-    from ferlab import benchmarks, runs, training
+    from ferlab import benchmarks, decisions, runs, training
 
     training.method_class(config.method)
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
@@ -120,9 +122,14 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     rule = rule or "majority"
     data = {"data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule,
             "skip_bad": skip_bad, "holdout": holdout, "noise": noise, "noise_rate": noise_rate, "options": numbers}
+    new_labels = None if labels is None else decisions.read_labels(labels)
+    if new_labels is not None:
+        data["labels"] = decisions.fingerprint(new_labels)
     _check_same(run, data)
     splits = benchmarks.load(name, root, rule=rule, skip_bad=skip_bad, holdout=holdout, noise=noise,
                              noise_rate=noise_rate or 0.0, noise_seed=config.seed, progress=progress, **numbers)
+    if new_labels is not None and splits.train is not None:
+        splits = splits._replace(train=decisions.with_labels(splits.train, new_labels, str(labels)))
     _tell_splits(splits)
 
     class Trainer(training.Trainer):
@@ -133,6 +140,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     trainer = Trainer(config, splits, run, progress)
     if not run.has_checkpoint:
         runs.write_json(run.directory / "data.json", data)
+        if new_labels is not None:  # a copy, so that the run can be explored without the file
+            decisions.write_labels(run.directory / "labels.csv", new_labels)
     click.echo(f"Training {config.method} (profile {profile_name(profile_)}, {config.epochs} epochs) on "
                f"{trainer.device} into {run.directory}")
     trainer.fit()
@@ -148,7 +157,7 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
     if not (run.has_checkpoint and record.is_file()):
         return
     former = _read_json(record)
-    changed = [key for key, value in data.items() if key != "root" and former.get(key) != value]
+    changed = [key for key in {**data, **former} if key != "root" and former.get(key) != data.get(key)]
     if changed:
         was = ", ".join(f"{key} {former.get(key)}" for key in changed)
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
@@ -282,6 +291,57 @@ def scores_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# ------------------------------------------------------------------------------------------------------------- audit
+
+@cli.command()
+@_data_options("rendered")
+@click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder for the list, the picture and each fold's training.")
+@click.option("--split", type=click.Choice(SPLITS), default="train", show_default=True, help="Whose labels to judge.")
+@click.option("--folds", type=click.IntRange(2), default=4, show_default=True,
+              help="Trainings; each judges the faces that it left out.")
+@click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
+              help="Size of the trainings. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
+@click.option("--method", default="plain", show_default=True, help="How to train, as in ferlab train.")
+@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces', to try it out.")
+@click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds, trainings and noise.")
+@click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Faces in the picture.")
+@click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="As in ferlab train.")
+def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
+          progress: bool | None, directory: Path, split: str, folds: int, profile_: str | None, method: str,
+          noise: str | None, noise_rate: float, seed: int, count: int, settings: tuple[str, ...]) -> None:
+    """List the faces whose labels are likely wrong, with a better label for each.
+
+    Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
+    """
+    config = profile(profile_, **{"method": method, "seed": seed, **dict(parse_setting(text) for text in settings)})
+
+    from ferlab import audit as auditing
+    from ferlab import benchmarks, training
+
+    training.method_class(config.method)
+    numbers = parse_options(options)
+    if name == "rendered" and profile_name(profile_) == "smoke":
+        numbers = SMOKE_FACES | numbers
+    splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, splits=(split,), noise=noise,
+                             noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress, **numbers)
+    faces = splits._asdict()[split]
+    if faces is None or not len(faces):
+        raise FerlabError(f"{root or name} has no {split} faces to judge.")
+    click.echo(_split_line(split, faces))
+    found = auditing.audit(faces, config, directory, folds, progress, click.echo)
+    paths = auditing.write(found, faces, directory, count)
+    differ = int((found.suggested != found.given).sum())
+    click.echo(f"\n{differ:,} of {len(faces):,} faces look like another class than their label's")
+    quality = {} if faces.truth is None else found.quality(faces.truth)
+    if quality.get("auroc") is not None:
+        click.echo(f"against the reference: {percent(quality['wrong_share'])} of the labels are wrong; found with "
+                   f"AUROC {quality['auroc']:.3f}, average precision {quality['average_precision']:.3f}; "
+                   f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
+    click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
+
+
 # -------------------------------------------------------------------------------------------------------------- data
 
 @cli.group()
@@ -365,6 +425,69 @@ def counts_table(splits: Splits) -> str:
     for i, name in enumerate(classes):
         lines.append(f"{name:<{width}}" + "".join(f"  {faces.class_counts[i]:>8,}" for faces in there.values()))
     return "\n".join(lines)
+
+
+@data.command("apply-decisions")
+@click.option("--run", "directory", metavar="DIR", required=True, help="The run that was explored.")
+@click.option("--decisions", "log", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+              help="What ferlab explore wrote. [default: decisions.csv of the run]")
+@click.option("--data", "name", metavar="NAME", help="Data set. [default: the run's]")
+@click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip. [default: the run's]")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="[default: corrected.csv beside the decisions]")
+def apply_decisions(directory: str, log: Path | None, name: str | None, root: Path | None,
+                    output: Path | None) -> None:
+    """Write the labels of a run's training faces, corrected by the decisions about them.
+
+    A CSV with one row a face: name,label. Train on it with ferlab train --labels FILE.
+    """
+    from ferlab import decisions, explorer, runs
+
+    run = runs.Run.open(directory)
+    path = log or run.directory / "decisions.csv"
+    if not path.is_file():
+        raise FerlabError(f"There is no {path}: decide about some faces with ferlab explore --run {directory}.")
+    faces = explorer.training_faces(run, name, root)
+    made = decisions.DecisionLog(path)
+    labels = decisions.corrected_labels(faces, made)
+    output = output or path.with_name("corrected.csv")
+    decisions.write_labels(output, decisions.named(faces, labels))
+    click.echo(f"{len(made.current):,} of {len(faces):,} faces are decided, {int((labels != faces.labels).sum()):,} "
+               "get another label.")
+    if faces.noise and faces.truth is not None and (known := faces.truth >= 0).any():
+        before, after = ((each == faces.truth)[known].mean() for each in (faces.labels, labels))
+        click.echo(f"Labels that agree with the reference: {percent(before)} before, {percent(after)} now.")
+    click.echo(f"Next: ferlab train --labels {output} and the options of the run, into another --run.")
+
+
+# ----------------------------------------------------------------------------------------------------------- explore
+
+@cli.command()
+@click.option("--run", "directory", metavar="DIR", required=True, help="A finished run of drfer.")
+@click.option("--data", "name", metavar="NAME", help="Data set. [default: the run's]")
+@click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip. [default: the run's]")
+@click.option("--decisions", "log", type=click.Path(path_type=Path, dir_okay=False),
+              help="Where decisions are kept. [default: decisions.csv of the run]")
+@click.option("--port", type=click.IntRange(1, 65535), default=8866, show_default=True, help="The next free one.")
+@click.option("--browser/--no-browser", default=True, help="Open it in a browser.")
+def explore(directory: str, name: str | None, root: Path | None, log: Path | None, port: int, browser: bool) -> None:
+    """Look at the faces that a run split off as noisy, and decide about their labels.
+
+    Serves a page on this machine alone, until Ctrl+C. Every decision is on disk at once.
+    """
+    from ferlab import explorer
+
+    def ready(url: str) -> None:
+        import webbrowser
+
+        click.echo(f"The explorer is at {url}\nStop it with Ctrl+C; decisions are kept in "
+                   f"{log or Path(directory) / 'decisions.csv'}")
+        if browser:
+            webbrowser.open(url)
+
+    click.echo(f"Opening {directory} ...")
+    explorer.serve(directory, name, root, log, port, ready)
+    click.echo(f"\nNext: ferlab data apply-decisions --run {directory}")
 
 
 # ------------------------------------------------------------------------------------------------------- walkthrough

@@ -1,0 +1,219 @@
+"""Finds the labels that are likely wrong: every face is judged by a network that was not trained on it.
+
+    found = audit(faces, config.profile(method="plain"), "audits/mine")    # k trainings, each on all folds but one
+    found.table()                                                          # most suspicious first
+
+Two pieces of evidence are put together (ours): the cross-entropy of the given label, and the retrieval margin, which is
+the given class's average precision less the best other class's, among the faces of the other folds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from ferlab import metrics
+from ferlab.config import Config
+from ferlab.data import FaceSet, Splits
+from ferlab.errors import FerlabError
+from ferlab.retrieval import class_average_precision, relabel, retrieval_margin
+from ferlab.runs import write_json, write_whole
+from ferlab.training import Trainer, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ferlab.plots import Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What was found of N faces, in their order.
+
+    given: int [N]; probability: [N, C] and average_precision: [N, C], both of a network that did not see the face;
+    sharpness: power of the average precisions on the way to a soft label.
+    """
+
+    names: np.ndarray
+    classes: tuple[str, ...]
+    given: np.ndarray
+    probability: np.ndarray
+    average_precision: np.ndarray
+    sharpness: float = 1.0
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Cross-entropy of the given label, [N]; higher = more likely wrong."""
+        return -np.log(np.maximum(self.probability[np.arange(len(self.given)), self.given], 1e-12))
+
+    @property
+    def margin(self) -> np.ndarray:
+        """Average precision of the given class less the best other, [N] in [-1, 1]; lower = more likely wrong."""
+        precision = torch.from_numpy(np.asarray(self.average_precision, np.float64))
+        return retrieval_margin(precision, torch.from_numpy(self.given)).numpy()
+
+    @property
+    def score(self) -> np.ndarray:
+        """Mean of a face's rank by loss and by margin, [N] in (0, 1]; higher = more likely wrong."""
+        return (rankdata(self.loss) + rankdata(-self.margin)) / (2 * max(1, len(self.given)))
+
+    @property
+    def soft_label(self) -> np.ndarray:
+        """Mean of the network's probabilities and the normalised average precisions, [N, C]; rows sum to 1."""
+        return (self.probability + relabel(self.average_precision, self.sharpness).numpy()) / 2
+
+    @property
+    def suggested(self) -> np.ndarray:
+        """The class with most of the soft label, int [N]."""
+        return self.soft_label.argmax(1)
+
+    def table(self) -> pd.DataFrame:
+        """name, given, suggested, score, and the soft label's share of each class; most suspicious first."""
+        import pandas as pd
+
+        classes = np.array(self.classes)
+        columns = {"name": self.names, "given": classes[self.given], "suggested": classes[self.suggested],
+                   "score": self.score.round(5)}
+        columns |= {f"soft {name}": share.round(4) for name, share in zip(classes, self.soft_label.T)}
+        return pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+
+    def contact_sheet(self, faces: FaceSet, count: int = 48) -> Picture:
+        """The most suspicious faces, each under its given label and what is suggested instead."""
+        from ferlab import plots
+
+        top = np.argsort(-self.score, kind="stable")[:count]
+        captions = [f"{self.classes[self.given[i]]}\nperhaps {self.classes[self.suggested[i]]}" for i in top]
+        return plots.face_grid(faces.images[top], captions, columns=8, size=1.5,
+                               title="Most suspicious labels: given, and suggested")
+
+    def quality(self, truth: np.ndarray) -> dict:
+        """How right it is, by reference labels int [N], -1 = unknown, left out: of finding the wrong labels, AUROC and
+        average precision; right_if_wrong, the share of the wrong labels whose suggestion is right."""
+        known = truth >= 0
+        wrong = known & (self.given != truth)
+        right = (self.suggested == truth)[wrong]
+        return metrics.noise_detection(self.score[known], wrong[known]) | {
+            "wrong_share": float(wrong[known].mean()) if known.any() else None,
+            "right_if_wrong": float(right.mean()) if len(right) else None,
+        }
+
+
+def audit(
+    faces: FaceSet, config: Config, directory: str | Path, folds: int = 4, progress: bool | None = None,
+    tell: Callable[[str], object] = lambda text: None,
+) -> Audit:
+    """Judge every face by cross-validation; ``directory`` keeps each fold's training and outcome.
+
+    An interrupted audit goes on where it stopped. ``tell`` hears of each fold. The truth and the votes are not used.
+    Raises FerlabError for fewer than two folds or fewer faces than folds, or if the directory is of another audit.
+    """
+    if not 2 <= folds <= len(faces):
+        raise FerlabError(f"{folds} folds of {len(faces)} faces: give at least 2 folds, and no more than faces.")
+    directory = Path(directory)
+    names = np.arange(len(faces)).astype(str) if faces.names is None else faces.names
+    _check_same(directory, {
+        "faces": hashlib.sha256("\n".join(names).encode() + faces.labels.tobytes()).hexdigest(),
+        "folds": folds, "settings": asdict(config),
+    })
+    fold = fold_of(faces.labels, folds, config.seed)
+    probability, precision = (np.zeros((len(faces), len(faces.classes)), np.float32) for _ in range(2))
+    for k in range(folds):
+        file = directory / f"fold_{k}.npz"
+        if not file.is_file():
+            trainer = train(config, Splits(faces.subset(fold != k), None, None), directory / f"fold_{k}", progress)
+            outcome = judge(trainer, faces.subset(fold == k))
+            write_whole(file, lambda path, outcome=outcome: np.savez(path, **outcome))  # type: ignore[misc]
+        try:
+            with np.load(file, allow_pickle=False) as saved:
+                probability[fold == k], precision[fold == k] = saved["probability"], saved["average_precision"]
+        except Exception as error:  # whatever a damaged file makes of its reader
+            raise FerlabError(f"{file} cannot be read ({type(error).__name__}): delete it and audit again.") from error
+        agree = (probability.argmax(1) == faces.labels)[fold == k].mean()
+        tell(f"fold {k + 1}/{folds}: the network gives {100 * agree:.1f} % of the faces it has not seen their label")
+    return Audit(names, faces.classes, faces.labels, probability, precision, config.sharpness)
+
+
+def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """A random fold for every face, int [N] in [0, folds), with equal shares of each given label."""
+    fold = np.zeros(len(labels), np.int64)
+    fold[np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))] = np.arange(len(labels)) % folds
+    return fold
+
+
+def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
+    """Probabilities and class average precisions, [M, C] each, of faces that the trainer's network has not seen.
+
+    The gallery is of the faces it was trained on, without those whose label it does not itself give them (ours); of a
+    class that would be left without any, all.
+    """
+    config, seen = trainer.config, trainer.collect(trainer.train)
+    given = torch.as_tensor(trainer.train.labels, device=seen.logits.device)
+    agreed = seen.logits.argmax(1) == given
+    for c in range(len(unseen.classes)):
+        if not agreed[given == c].any():
+            agreed |= given == c
+    found = trainer.collect(unseen)
+    precision = class_average_precision(
+        found.embedding, seen.embedding[agreed], given[agreed], len(unseen.classes), config.top_k,
+        balanced=config.average_precision == "balanced", chance_corrected=config.average_precision == "chance")
+    return {"probability": found.logits.softmax(1).cpu().numpy(), "average_precision": precision.cpu().numpy()}
+
+
+def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) -> dict[str, Path]:
+    """suspicious.csv (``table``), suspicious.png (``contact_sheet``) and audit.npz, all in ``directory``.
+
+    The picture shows the data set's own faces: whether it may be passed on is a question of the data set's terms.
+    """
+    directory = Path(directory)
+    paths = {kind: directory / f"{'audit' if kind == 'npz' else 'suspicious'}.{kind}" for kind in ("csv", "png", "npz")}
+    picture = found.contact_sheet(faces, count).png()
+    arrays = {"names": found.names, "classes": np.array(found.classes), "given": found.given,
+              "probability": found.probability, "average_precision": found.average_precision,
+              "sharpness": np.array(found.sharpness)}
+    if faces.truth is not None:
+        arrays["truth"] = faces.truth  # for benchmarks/audit.py
+    write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False))
+    write_whole(paths["png"], lambda path: path.write_bytes(picture))
+    write_whole(paths["npz"], lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]
+    return paths
+
+
+def read(directory: str | Path) -> tuple[Audit, np.ndarray | None]:
+    """The audit that ``write`` left in a directory, and the reference labels int [N] where there are any.
+
+    Raises FerlabError if there is none or it cannot be read.
+    """
+    file = Path(directory) / "audit.npz"
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            state = dict(saved)
+        found = Audit(state["names"], tuple(map(str, state["classes"])), state["given"], state["probability"],
+                      state["average_precision"], float(state["sharpness"]))
+    except Exception as error:
+        raise FerlabError(f"{file} holds no audit ({type(error).__name__}): make one with ferlab audit.") from error
+    return found, state.get("truth")
+
+
+def _check_same(directory: Path, about: dict) -> None:
+    """FerlabError if the directory holds an audit of other faces, labels or settings; else note what this one is of."""
+    record = directory / "audit.json"
+    if record.is_file():
+        try:
+            former = json.loads(record.read_text())
+        except (OSError, ValueError):
+            former = {}
+        changed = [key for key, value in about.items() if former.get(key) != json.loads(json.dumps(value))]
+        if changed:
+            raise FerlabError(
+                f"{directory} holds an audit with other {' and '.join(changed)}: choose another directory or delete it."
+            )
+        return
+    write_json(record, about)

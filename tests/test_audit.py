@@ -1,0 +1,219 @@
+"""The audit: no face judged by a network that saw it, scores by hand, resuming, the list, and cleanlab's side."""
+
+import importlib.util
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from test_training import bars, settings
+
+from ferlab import audit as auditing
+from ferlab.audit import Audit, audit, fold_of, judge, read, write
+from ferlab.data import Splits
+from ferlab.errors import FerlabError
+from ferlab.retrieval import class_average_precision
+from ferlab.training import Trainer, train
+
+CLASSES = ("high", "middle", "low")
+
+
+def found_by_hand():
+    probability = np.float32([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
+    precision = np.float32([[0.6, 0.3, 0.1], [0.2, 0.9, 0.1], [0.2, 0.6, 0.2]])
+    return Audit(np.array(["a", "b", "c"]), CLASSES, np.array([0, 0, 2]), probability, precision)
+
+
+def test_scores_by_hand():
+    found = found_by_hand()
+    assert np.allclose(found.loss, -np.log([0.7, 0.1, 0.4]))
+    assert np.allclose(found.margin, [0.3, -0.7, -0.4])
+    assert np.allclose(found.score, [1 / 3, 1, 2 / 3])  # ranks 1, 3, 2 by both
+    assert np.allclose(found.soft_label, [[0.65, 0.25, 0.1], [(0.1 + 0.2 / 1.2) / 2, (0.8 + 0.9 / 1.2) / 2,
+                                          (0.1 + 0.1 / 1.2) / 2], [0.25, 0.45, 0.3]])
+    assert found.suggested.tolist() == [0, 1, 1]
+    table = found.table()
+    assert list(table["name"]) == ["b", "c", "a"] and list(table["given"]) == ["high", "low", "high"]
+    assert list(table["suggested"]) == ["middle", "middle", "high"]
+    assert list(table.columns) == ["name", "given", "suggested", "score", "soft high", "soft middle", "soft low"]
+    quality = found.quality(np.array([0, 1, -1]))  # the third is unknown
+    assert quality == {"auroc": 1.0, "average_precision": 1.0, "wrong_share": 0.5, "right_if_wrong": 1.0}
+
+
+def test_folds_are_balanced_and_of_the_seed():
+    labels = np.random.default_rng(0).integers(0, 3, 101)
+    fold = fold_of(labels, 4, 0)
+    assert {int(n) for n in np.bincount(fold)} <= {25, 26}
+    for c in range(3):
+        share = np.bincount(fold[labels == c], minlength=4)
+        assert share.max() - share.min() <= 1
+    assert np.array_equal(fold, fold_of(labels, 4, 0)) and not np.array_equal(fold, fold_of(labels, 4, 1))
+
+
+def test_no_face_is_judged_by_a_network_that_saw_it(tmp_path, monkeypatch):
+    faces, seen = bars(60), []
+    faces.names = np.arange(60).astype(str)
+
+    def look(trainer, unseen):
+        seen.append((set(trainer.train.names), set(unseen.names)))
+        return judge(trainer, unseen)
+
+    monkeypatch.setattr(auditing, "judge", look)
+    audit(faces, settings(epochs=1), tmp_path, folds=3)
+    assert len(seen) == 3 and set.union(*(unseen for _, unseen in seen)) == set(faces.names)
+    for trained, unseen in seen:
+        assert not trained & unseen and len(trained | unseen) == 60
+
+
+def test_the_gallery_is_of_faces_whose_label_the_network_gives_them(monkeypatch):
+    trainer = Trainer(settings(), Splits(bars(30, wrong=0.3), None, None))
+    unseen, given = bars(9, seed=1), torch.from_numpy(trainer.train.labels)
+    monkeypatch.setattr(trainer, "collect", lambda faces: collected[len(faces)])
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, 3, generator=rng)
+    logits[given == 2, 2] = -9  # a class that the network never gives
+    one, two = (torch.nn.functional.normalize(torch.randn(n, 5, generator=rng), dim=1) for n in (30, 9))
+    collected = {30: type("C", (), {"logits": logits, "embedding": one}),
+                 9: type("C", (), {"logits": torch.randn(9, 3, generator=rng), "embedding": two})}
+    kept = (logits.argmax(1) == given) | (given == 2)
+    expected = class_average_precision(two, one[kept], given[kept], 3, balanced=True)
+    assert 0 < kept.sum() < 30
+    assert np.allclose(judge(trainer, unseen)["average_precision"], expected)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """An audit of toy faces of whose labels a fifth is wrong."""
+    directory = tmp_path_factory.mktemp("audits") / "toy"
+    faces = bars(150, wrong=0.2)
+    found = audit(faces, settings(epochs=5), directory, folds=2)
+    return directory, faces, found, write(found, faces, directory, count=12)
+
+
+def test_it_finds_the_wrong_labels_and_the_right_ones(audited):
+    _, faces, found, _ = audited
+    quality = found.quality(faces.truth)
+    wrong = faces.labels != faces.truth
+    assert quality["auroc"] == pytest.approx(roc_auc_score(wrong, found.score)) and quality["auroc"] > 0.95
+    assert quality["right_if_wrong"] > 0.9
+    assert wrong[np.argsort(-found.score)[:20]].mean() > 0.9
+
+
+def test_the_list_the_picture_and_the_arrays(audited):
+    directory, faces, found, paths = audited
+    table = pd.read_csv(paths["csv"])
+    assert len(table) == 150 and table["score"].is_monotonic_decreasing
+    row = np.argsort(-found.score, kind="stable")[0]
+    assert str(table["name"][0]) == found.names[row] and table["given"][0] == CLASSES[faces.labels[row]]
+    assert np.allclose(table.filter(like="soft ").sum(axis=1), 1, atol=1e-3)
+    with Image.open(paths["png"]) as picture:
+        assert picture.width > 8 * 60 and picture.height > 2 * 60
+    again, truth = read(directory)
+    assert np.array_equal(again.score, found.score) and np.array_equal(truth, faces.truth)
+    with pytest.raises(FerlabError, match="holds no audit"):
+        read(directory / "nowhere")
+
+
+def test_truth_and_votes_are_not_used(audited, tmp_path):
+    _, faces, found, _ = audited
+    blind = bars(150, wrong=0.2)
+    blind.truth = blind.votes = None
+    assert np.array_equal(audit(blind, settings(epochs=5), tmp_path, folds=2).score, found.score)
+    assert "truth" not in np.load(write(found, blind, tmp_path)["npz"])
+
+
+def test_it_goes_on_where_it_stopped(audited, tmp_path, monkeypatch):
+    _, faces, found, _ = audited
+    config, trained = settings(epochs=5), []
+
+    def interrupted(*arguments):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(arguments)
+        return train(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(auditing, "train", interrupted)
+        audit(faces, config, tmp_path, folds=2)
+    said, more = [], []
+    monkeypatch.setattr(auditing, "train", lambda *arguments: (more.append(1), train(*arguments))[1])
+    again = audit(faces, config, tmp_path, folds=2, tell=said.append)
+    assert len(more) == 1 and len(said) == 2 and np.array_equal(again.score, found.score)
+
+    other = bars(150, wrong=0.2)
+    other.labels[0] = (other.labels[0] + 1) % 3
+    with pytest.raises(FerlabError, match="another directory"):
+        audit(other, config, tmp_path, folds=2)
+    with pytest.raises(FerlabError, match="settings"):
+        audit(faces, config.replace(epochs=6), tmp_path, folds=2)
+    (tmp_path / "fold_1.npz").write_bytes(b"damaged")
+    with pytest.raises(FerlabError, match="fold_1.npz cannot be read"):
+        audit(faces, config, tmp_path, folds=2)
+
+
+def test_folds_that_cannot_be(tmp_path):
+    for folds in (1, 61):
+        with pytest.raises(FerlabError, match="folds"):
+            audit(bars(60), settings(), tmp_path, folds=folds)
+
+
+def test_the_command(ferlab, toy_faces, tmp_path):
+    command = ("audit", "--data", "folder", "--root", toy_faces, "--profile", "smoke", "--folds", 2, "--noise",
+               "symmetric", "--noise-rate", 0.2, "--set", "epochs=4", "--set", "batch_size=8", "--out", tmp_path)
+    outcome = ferlab(*command)
+    assert outcome.code == 0, outcome.err
+    assert "20.8 % of the labels are wrong" in outcome.out or "19.8 % of the labels are wrong" in outcome.out
+    assert "fold 2/2" in outcome.out and str(tmp_path / "suspicious.csv") in outcome.out
+    assert (tmp_path / "suspicious.png").is_file()
+    assert ferlab(*command).out == outcome.out  # nothing is trained again
+    told = ferlab(*command[:-1], tmp_path, "--split", "valid", "--noise", "symmetric")
+    assert told.code == 2 and "another directory" in told.err
+
+
+# ----------------------------------------------------------------------------------------------------------- cleanlab
+
+@pytest.fixture(scope="module")
+def comparison():
+    pytest.importorskip("cleanlab")
+    spec = importlib.util.spec_from_file_location("benchmarks_audit", REPOSITORY / "benchmarks" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_cleanlabs_scores_are_turned_the_same_way(comparison):
+    found = found_by_hand()
+    scores = comparison.suspicion(found)
+    assert np.allclose(scores["cleanlab self_confidence"], -found.probability[range(3), found.given])
+    given = found.probability[range(3), found.given]
+    others = np.array([0.2, 0.8, 0.3])
+    assert np.allclose(scores["cleanlab normalized_margin"], -(given - others + 1) / 2)
+    assert {"audit score", "retrieval margin", "cleanlab normalized_margin adjusted"} <= set(scores)
+
+
+def test_the_comparison_of_an_audit(comparison, audited, tmp_path):
+    directory, faces, found, _ = audited
+    outcome = comparison.compare(found, faces.truth)
+    wrong = faces.labels != faces.truth
+    for name, score in comparison.suspicion(found).items():
+        assert outcome["detection"][name]["auroc"] == pytest.approx(roc_auc_score(wrong, score))
+    assert outcome["wrong_share"] == pytest.approx(wrong.mean())
+    guess = found.probability.argmax(1)
+    assert outcome["right_if_wrong"]["network's prediction"] == pytest.approx((guess == faces.truth)[wrong].mean())
+    flagged = outcome["flagged"]
+    assert flagged["audit, as many"]["flagged"] == flagged["cleanlab find_label_issues"]["flagged"] > 0
+    assert flagged["audit, as many"]["precision"] > 0.8
+
+    from click.testing import CliRunner
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        told = CliRunner().invoke(comparison.main, [str(directory), "--json", str(tmp_path / "toy.json")])
+    assert told.exit_code == 0 and "| audit score |" in told.output
+    assert json.loads((tmp_path / "toy.json").read_text())["faces"] == 150
+    assert "holds no audit" in CliRunner().invoke(comparison.main, [str(tmp_path)]).output
