@@ -45,8 +45,8 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(out)).add_(self.shortcut(x)), inplace=True)
 
 
 def small_resnet(blocks: tuple[int, int, int, int], widths: tuple[int, ...] = (32, 64, 128, 256)):

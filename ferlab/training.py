@@ -285,7 +285,7 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     free = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.learning_rate)
+        return torch.optim.AdamW(groups, config.learning_rate, fused=True)
     return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, nesterov=True)
 
 
