@@ -108,7 +108,11 @@ class DRFERMethod(Method):
         everybody = torch.arange(len(embedding), device=embedding.device)
         precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
         mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
-        self.clean_probability = torch.from_numpy(mixture.clean_probability).float().to(loss.device)
+        split = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
+        found = torch.from_numpy(mixture.clean_probability).float()
+        # a class that does not separate now keeps what is known of it: once learned, clean losses are one heap
+        self.clean_probability = torch.where(
+            split.to(loss.device)[self.given], found.to(loss.device), self.clean_probability)
         if self.noisy.all():  # nothing to learn or retrieve from: no split
             self.clean_probability = torch.ones_like(self.clean_probability)
         self.split_made.fill_(True)

@@ -139,6 +139,15 @@ def test_losses_that_do_not_separate_leave_everything_clean():
     assert torch.equal(trainer.method.new_targets, trainer.method.targets)
 
 
+@pytest.mark.parametrize("split", ["shared", "class"])
+def test_losses_that_no_longer_separate_leave_the_former_split(split):
+    trainer, wrongly, embedding = prepared(split=split)
+    trainer.method.split_and_relabel(embedding)
+    trainer.method.history = torch.ones(1, 240)
+    trainer.method.split_and_relabel(embedding)
+    assert torch.equal(trainer.method.noisy, wrongly)
+
+
 def test_a_split_without_a_clean_face_leaves_something_to_train_on():
     trainer, _, embedding = prepared(clean_threshold=1.0)
     trainer.method.history = torch.linspace(0, 1, 240)[None] ** 3
