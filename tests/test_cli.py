@@ -47,7 +47,7 @@ def test_help_is_quick():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "walkthrough", "data", "data info", "data pack", "data layout"])
+    "command", ["train", "evaluate", "audit", "walkthrough", "data", "data info", "data pack", "data layout"])
 def test_every_command_explains_itself(ferlab, command: str):
     outcome = ferlab(*command.split(), "--help")
     assert outcome.code == 0 and "Usage: ferlab " + command in outcome.out

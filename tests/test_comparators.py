@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import REPOSITORY
 from test_training import bars, settings, weights
 
 from ferlab import comparators, load_pretrained
@@ -102,6 +103,18 @@ def test_each_grows_from_the_same_backbone(method):
     assert sum(plain[name].numel() for name in same if name.startswith("trunk.2")) > 0
     if method != "manet":  # which has stages 3 and 4 of its own
         assert all(name in same for name in plain if name.startswith(("trunk.", "stage4.", "local.")))
+
+
+def test_the_method_that_the_readme_adds():
+    text = (REPOSITORY / "README.md").read_text()
+    code = text.split("ferlab/comparators/gce.py`:\n\n```python\n")[1].split("```")[0]
+    assert all(f"`{name}`" in text for name in comparators.NAMES)
+    scope = {"__name__": "gce"}
+    exec(code, scope)
+    trainer, batch = prepared("plain")
+    loss = scope["GeneralisedCrossEntropy"](trainer.config, trainer.train).loss(trainer.network, batch, None)
+    p = trainer.network(batch.images).logits.softmax(1)[torch.arange(32), trainer.method.given[batch.index]]
+    assert loss["generalised_cross_entropy"].item() == pytest.approx(((1 - p**0.7) / 0.7).mean().item(), rel=1e-4)
 
 
 def test_parts_are_those_of_the_network():
