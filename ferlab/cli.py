@@ -95,7 +95,7 @@ def _data_options(default: str | None) -> typing.Callable:
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
               help="Validate on this share of the training faces, where the data set comes in two parts.")
 @click.option("--labels", type=click.Path(path_type=Path, dir_okay=False),
-              help="CSV of name,label with other labels for training faces, such as ferlab data apply-decisions writes.")
+              help="CSV of name,label: other labels for training faces, as ferlab data apply-decisions writes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
               help="Change a setting of the profile, such as epochs=40; may be given several times.")
@@ -475,6 +475,7 @@ def explore(directory: str, name: str | None, root: Path | None, log: Path | Non
 
     Serves a page on this machine alone, until Ctrl+C. Every decision is on disk at once.
     """
+    click.echo(f"Opening {directory} ...")  # PyTorch takes seconds to import
     from ferlab import explorer
 
     def ready(url: str) -> None:
@@ -485,7 +486,6 @@ def explore(directory: str, name: str | None, root: Path | None, log: Path | Non
         if browser:
             webbrowser.open(url)
 
-    click.echo(f"Opening {directory} ...")
     explorer.serve(directory, name, root, log, port, ready)
     click.echo(f"\nNext: ferlab data apply-decisions --run {directory}")
 
