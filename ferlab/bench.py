@@ -179,7 +179,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         if missing := sorted({"scores", "settings", "environment", "seed", "faces"} - set(result)):
             raise FerlabError(f"{result.get('name', 'A row')} was not measured by ferlab bench: it lacks "
                               f"{', '.join(missing)}; quoted numbers have a table of their own (bench.quoted).")
-        last = next((e["split"] for e in reversed(result["epochs"]) if "split" in e), {})
+        last: dict = next((e["split"] for e in reversed(result["epochs"]) if "split" in e), {})
         settings = {key: value for key, value in result["settings"].items() if key != "seed"}
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
