@@ -549,6 +549,38 @@ def ranked_faces(query: np.ndarray, images: Any, labels: np.ndarray, classes: Se
 
 
 @_styled
+def rankings(rows: Mapping[str, np.ndarray], classes: Sequence[str], title: str = "") -> Picture:
+    """Rankings of a gallery as ribbons, one below the other: the nearest at the left, each in the colour of its class.
+
+    rows: {name: int [G], classes in the order of the ranking}. Where ranks are narrower than the picture's dots, the
+    colour is that of the class which most of them have.
+    """
+    figure, axes = _figure(1, 1, 9.5, 1.3 + 0.3 * len(rows) + 0.3 * bool(title), title)
+    pixels, seen = 480, np.zeros(len(classes), bool)
+    ribbons = np.ones((len(rows), pixels, 3))
+    colours = np.array([to_rgb(colour) for colour in class_colours(classes)])
+    longest = max(map(len, rows.values()))
+    for ribbon, ranked in zip(ribbons, rows.values()):
+        edges = np.arange(pixels + 1) * longest / pixels
+        for pixel, (start, stop) in enumerate(zip(edges[:-1].astype(int), np.ceil(edges[1:]).astype(int))):
+            if start < len(ranked):
+                counts = np.bincount(ranked[start:stop], minlength=len(classes))
+                ribbon[pixel] = colours[counts.argmax()]
+                seen[counts.argmax()] = True
+    axes[0, 0].imshow(ribbons, aspect="auto", interpolation="nearest", extent=(0.5, longest + 0.5, len(rows), 0))
+    for row in range(1, len(rows)):
+        axes[0, 0].axhline(row, color="white", linewidth=3)
+    axes[0, 0].set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes[0, 0].set(xlabel="rank in the gallery")
+    axes[0, 0].tick_params(axis="y", length=0)
+    axes[0, 0].spines[:].set_visible(False)
+    shown = np.flatnonzero(seen).tolist()
+    figure.legend([Patch(color=colours[c]) for c in shown], [classes[c] for c in shown], loc="outside lower center",
+                  ncols=8, handlelength=1, columnspacing=1)
+    return figure
+
+
+@_styled
 def precision_recall(precision: np.ndarray, recall: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
     """For each class its precision against its recall down the ranking; the area below its steps is its AP.
 

@@ -305,6 +305,19 @@ def test_ranked_faces_are_framed_in_the_colour_of_their_class():
     shown(picture)
 
 
+def test_rankings_show_each_rank_in_the_colour_of_its_class():
+    rows = {"clear": np.array([6, 6, 6, 2]), "shorter": np.array([0, 2])}
+    axes = plots.rankings(rows, CLASSES).axes[0]
+    ribbon = axes.images[0].get_array()
+    colours = [to_hex(ribbon[0, int((rank + 0.5) * ribbon.shape[1] / 4)]) for rank in range(4)]
+    assert colours == [EMOTIONS["fear"]] * 3 + [EMOTIONS["surprise"]]
+    assert to_hex(ribbon[1, 0]) == EMOTIONS["neutral"] and to_hex(ribbon[1, -1]) == "#ffffff"
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["clear", "shorter"]
+    long = plots.rankings({"a": np.repeat([1, 3], 5000)}, CLASSES).axes[0].images[0].get_array()
+    assert {to_hex(colour) for colour in long[0]} == {EMOTIONS["happiness"], EMOTIONS["sadness"]}
+    shown(axes.figure)
+
+
 def test_area_below_precision_and_recall_is_sklearns_average_precision():
     from sklearn.metrics import average_precision_score
 
