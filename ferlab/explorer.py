@@ -46,6 +46,7 @@ from ferlab.runs import Run
 SIDE = 72  # pixels of a thumbnail
 COLUMNS, ROWS = 6, 6  # thumbnails of a page
 NEIGHBOURS = 8
+ANY = -1  # in a Dropdown
 PATIENCE = 0.25  # seconds that retrieval may hold up what is shown
 
 # -------------------------------------------------------------------------------------------------------- the run
@@ -444,12 +445,12 @@ class View:
         if decision is not None:
             return f"✓ {decision.label}" if decision.label else "skipped"
         new = self.relabelling.new[row]
-        return f"{classes[given]} → {classes[new]}" if new != given else f"{classes[given]}"
+        return f"{classes[given]} →\N{NO-BREAK SPACE}{classes[new]}" if new != given else f"{classes[given]}"
 
     def gallery(self) -> plots.Picture:
         """The page of the gallery as a picture: given class, and below it the new one or the decision."""
         rows = self.page_rows
-        captions = [self.caption(row).replace(" → ", "\n→ ") for row in rows.tolist()]
+        captions = [self.caption(row).replace(" →", "\n→") for row in rows.tolist()]
         if any("\n" in text for text in captions):
             captions = [text if "\n" in text else text + "\n " for text in captions]
         chosen = [row == self.row for row in rows.tolist()]
@@ -559,7 +560,7 @@ function render({ model, el }) {
     const panel = el.closest(".ferlab-explorer");
     if (!panel || !panel.isConnected) return;
     panel.setAttribute("data-lm-suppress-shortcuts", "true");
-    const alone = event.target === document.body && !document.querySelector(".jp-Notebook");
+    const alone = event.target === document.body && !document.querySelector(".jp-NotebookPanel");
     if (!(panel.contains(event.target) || alone) || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.matches("input, textarea, select, [contenteditable=true], [role=slider], .noUi-handle")) return;
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -619,8 +620,8 @@ class Explorer(widgets.VBox):
         self.picture.layout = widgets.Layout(width="100%", max_width="860px")
 
         # filter
-        self.given = _dropdown("given", [("any", None), *classes])
-        self.new = _dropdown("new", [("any", None), *classes])
+        self.given = _dropdown("given", [("any", ANY), *classes])
+        self.new = _dropdown("new", [("any", ANY), *classes])
         self.changed = widgets.Checkbox(description="changed only", indent=False, layout=_width("120px"))
         self.reference = _dropdown("reference", REFERENCES)
         self.decided = _dropdown("decided", ["any", "no", "yes"])
@@ -638,7 +639,7 @@ class Explorer(widgets.VBox):
             min=0, max=1, step=0.01, description="threshold", continuous_update=False, readout_format=".2f",
             style={"description_width": "auto"}, layout=_width("300px"))
         self.average_precision = _dropdown("AP", ["plain", "chance", "balanced"])
-        self.top_k = _dropdown("top-k", [("whole gallery", None), *((str(k), k) for k in depths)])
+        self.top_k = _dropdown("top-k", [("whole gallery", ANY), *((str(k), k) for k in depths)])
         self.as_trained = _button("As trained", self._as_trained, "The settings of the run")
         self._show_settings()
         for control in (self.threshold, self.average_precision, self.top_k):
@@ -708,14 +709,16 @@ class Explorer(widgets.VBox):
             return (low if low > slider.min else -np.inf, high if high < slider.max else np.inf)
 
         self._act(lambda: self.view.set_filter(
-            given=self.given.value, new=self.new.value, changed=self.changed.value, reference=self.reference.value,
-            decided=self.decided.value, sort=self.sort.value, clean=ends(self.clean), margin=ends(self.margin)))
+            given=_or_none(self.given.value), new=_or_none(self.new.value), changed=self.changed.value,
+            reference=self.reference.value, decided=self.decided.value, sort=self.sort.value,
+            clean=ends(self.clean), margin=ends(self.margin)))
 
     def _settings(self, _: Any = None) -> None:
         if self._quiet:
             return
         self._act(lambda: self.view.set_settings(
-            threshold=self.threshold.value, average_precision=self.average_precision.value, top_k=self.top_k.value))
+            threshold=self.threshold.value, average_precision=self.average_precision.value,
+            top_k=_or_none(self.top_k.value)))
         self._relabel_the_rest()
 
     def _as_trained(self, _: Any = None) -> None:
@@ -726,7 +729,8 @@ class Explorer(widgets.VBox):
     def _show_settings(self) -> None:
         self._quiet = True  # all three at once, not one after the other
         for each in fields(Settings):
-            getattr(self, each.name).value = getattr(self.view.settings, each.name)
+            value = getattr(self.view.settings, each.name)
+            getattr(self, each.name).value = ANY if value is None else value
         self._quiet = False
 
     def _relabel_the_rest(self) -> None:
@@ -826,6 +830,11 @@ def _png(picture: plots.Picture) -> bytes:
     with mpl.rc_context(plots.STYLE):
         picture.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
+
+
+def _or_none(value: int) -> int | None:
+    """What a Dropdown of ``ANY`` and others says; it cannot offer None, which means that nothing is chosen."""
+    return None if value == ANY else value
 
 
 def _width(width: str) -> widgets.Layout:

@@ -22,6 +22,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -370,7 +371,7 @@ def disagreement(entropy: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 def _label_faces(axes: np.ndarray, name: str) -> None:
     """Label histograms [rows, columns] that count faces, in whole numbers."""
     for each in axes.flat:
-        each.yaxis.get_major_locator().set_params(integer=True)
+        each.yaxis.set_major_locator(MaxNLocator(integer=True))
     for each in axes[-1]:
         each.set_xlabel(name)
     for each in axes[:, 0]:
@@ -473,11 +474,10 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     _face(place(0.05, 3.85, 2.1, 2.1), image)
     if attention is not None:
         axes = place(2.25, 3.85, 2.1, 2.1)
-        _heat(axes, image, attention)
-        axes.set_title("attention", fontsize=11, pad=4)
+        _heat(axes, image, attention - attention.min())
+        axes.set_title("attention: most, where bright", fontsize=11, pad=4)
 
-    panels = {"new soft label": soft, "average precision": precision}
-    panels |= {} if votes is None else {"raters' votes": votes}
+    panels = {"soft label": soft, "class AP": precision} | ({} if votes is None else {"votes": votes})
     width = (3.15 - 0.1 * (len(panels) - 1)) / len(panels)
     for i, (name, values) in enumerate(panels.items()):
         axes = place(5.35 + i * (width + 0.1), 3.85, width, 2.1)
@@ -485,22 +485,29 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         low = min(0.0, float(np.min(values)))
         axes.barh(range(len(classes)), values, color=colours, edgecolor="black", linewidth=0.5, height=0.72)
         axes.set(xlim=(low, 1.02 * top), ylim=(len(classes) - 0.4, -0.6), xticks=[0, top], yticks=[])
-        axes.set_xticks([0, top], ["0", f"{top:g}"])
-        axes.set_title(name, fontsize=10 if len(panels) > 2 else 11, pad=4)
+        axes.set_xticks([0, top], ["", f"{top:g}"])
+        axes.set_title(name, fontsize=11, pad=4)
         axes.tick_params(labelsize=9, length=2)
         if not i:
             axes.set_yticks(range(len(classes)), classes, fontsize=11)
             axes.tick_params(axis="y", length=0)
             for c, text in enumerate(axes.get_yticklabels()):
                 text.set_color(WRONG if c == given != new else "black")
-                text.set_weight("bold" if c in (given, new) else "normal")
+                text.set_fontweight("bold" if c in (given, new) else "normal")
 
-    figure.text(0.05 / 8.6, 3.44 / 6.3, "nearest clean faces", fontsize=11)
-    for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
-        axes = place(0.05 + 1.068 * i, 2.38, 0.98, 0.98)
-        _face(axes, each)
-        axes.spines[:].set(visible=True, color=colours[label], linewidth=3)
-        axes.set_xlabel(f"{i + 1}  {classes[label]}", fontsize=10, labelpad=4)
+    count = len(neighbours)
+    if count:  # one image of them all: axes of their own would take longest to draw
+        side, gap = len(neighbours[0]), 0.09
+        axes = place(0.05, 2.3, 8.5, 1.05)
+        axes.set(xlim=(-0.03, 8 * (1 + gap) - gap + 0.03), ylim=(1.03, -0.03), aspect="auto")
+        axes.set_axis_off()
+        axes.set_title("nearest clean faces", fontsize=11, pad=4, loc="left")
+        for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
+            left = i * (1 + gap)
+            axes.imshow(each, vmin=0, vmax=255, extent=(left, left + 1, 1, 0), aspect="auto",
+                        interpolation="nearest" if side <= 64 else None)
+            axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
+            axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
 
     axes = place(0.6, 0.5, 3.3, 1.25)
     epochs = np.arange(1, len(history) + 1)
@@ -508,21 +515,22 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         axes.fill_between(epochs, class_history[:, 0], class_history[:, 2], color=CLEAN, alpha=0.5, linewidth=0)
         axes.plot(epochs, class_history[:, 1], color="#5c7482", linestyle="--", linewidth=1.6)
         axes.plot(epochs, history, color="black", marker="o", markersize=4)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="collection of losses")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("collection of losses", fontsize=11)
     axes.set_title(f"its loss (line) among the given {classes[given]}", fontsize=11, pad=4, loc="left")
 
-    axes = place(4.75, 0.5, 3.75, 1.25)
+    axes = place(4.75, 0.5, 3.6, 1.25)
     edges = np.linspace(min(class_losses.min(), loss), max(class_losses.max(), loss) + 1e-9, 41)
-    axes.hist(class_losses, edges, color=CLEAN)
+    axes.hist(class_losses, edges.tolist(), color=CLEAN)
     if mixture is not None:
         line = np.linspace(edges[0], edges[-1], 200)
         for curve, dash in zip(len(class_losses) * (edges[1] - edges[0]) * np.exp(mixture.log_densities(line)), "-:"):
             axes.plot(line, curve, "black", linewidth=1.5, linestyle=dash)
     axes.axvline(loss, color=WRONG, linewidth=2.5)
-    axes.set(xlabel=evidence, ylim=(0, None))
+    axes.set_xlabel(evidence, fontsize=11)
+    axes.set_ylim(0, None)
     axes.set_title(f"where it sits in the mixture (given {classes[given]})", fontsize=11, pad=4, loc="left")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -779,7 +787,8 @@ def class_regions(regions: Mapping[str, np.ndarray], extent: tuple[float, float,
     regions: {rule: int [H, W]}, the first row at the lowest y; extent: (left, right, bottom, top) of the plane;
     samples: [N, 2]; labels: int [N].
     """
-    figure, axes = _figure(1, len(regions), 3.7 * len(regions), 4 + 0.3 * bool(title), title)
+    height = 3.6 * (extent[3] - extent[2]) / (extent[1] - extent[0]) + 0.8 + 0.3 * bool(title)
+    figure, axes = _figure(1, len(regions), 3.7 * len(regions), height, title)
     colours = class_colours(classes)
     pale = np.array([to_rgb(colour) for colour in colours]) * 0.45 + 0.55
     for each, (name, region) in zip(axes[0], regions.items()):
