@@ -437,6 +437,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Seq
         for mark in marks:
             each.axvline(mark, color="#888888", linestyle=":", linewidth=1.6, zorder=0)
         each.set(xlabel="epoch", title=value.replace(".", ": ").replace("_", " "))
+        each.xaxis.set_major_locator(MaxNLocator(integer=True))
         each.grid(axis="y", color="#dddddd")
     if len(runs) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
@@ -699,6 +700,7 @@ def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool
     if log:
         axes[0, 0].set_xscale("log")
         axes[0, 0].minorticks_off()
+    if log or len(x) <= 6:
         axes[0, 0].set_xticks(x, [f"{each:,g}" for each in x])
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     axes[0, 0].grid(axis="y", color="#dddddd")
@@ -727,6 +729,7 @@ def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Seq
             axes[1, 0].axvline(time, color="#888888", linestyle=":", linewidth=1.4, zorder=0)
     axes[1, 0].set_yticks(range(rows), [*spans, *moments])
     axes[1, 0].set(ylim=(rows - 0.4, -0.6), xlim=(0, len(rate) + 0.3), xlabel="epoch")
+    axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].tick_params(axis="y", length=0)
     return figure
 
