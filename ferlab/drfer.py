@@ -22,6 +22,16 @@ from ferlab.retrieval import class_average_precision, nearest_neighbours, relabe
 from ferlab.training import Batch, Method, Trainer
 
 
+def epochs_to_split(config: Config, epoch: int) -> int | None:
+    """How many epochs after ``epoch`` (from 1) the next split is made, 0 = right after it; None = after this epoch no
+    losses are collected, as none is made, or not soon enough to count for it."""
+    ahead = config.warm_up - epoch
+    if ahead < 0:
+        ahead %= config.interval
+    never = config.split == "off" or epoch + ahead >= config.epochs
+    return None if never or ahead >= config.smooth_collections else ahead
+
+
 class DRFERMethod(Method):
     """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
 
@@ -90,11 +100,8 @@ class DRFERMethod(Method):
         return masked_reconstruction_loss(predicted, images, mask)
 
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
-        config = self.config
-        ahead = config.warm_up - epoch  # epochs to the next split
-        if ahead < 0:
-            ahead %= config.interval
-        if config.split == "off" or ahead >= config.smooth_collections or epoch + ahead >= config.epochs:
+        ahead = epochs_to_split(self.config, epoch)
+        if ahead is None:
             return {}
         collected = trainer.collect(self.faces)
         losses = F.cross_entropy(collected.logits, self.given, reduction="none")

@@ -36,6 +36,7 @@ from ferlab import benchmarks, plots
 from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
+from ferlab.drfer import epochs_to_split
 from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians
 from ferlab.model import DRFER, standardise
@@ -100,6 +101,11 @@ class Suspects:
         if self.config.evidence == "margin":
             return margin
         return np.sum([(s - s.mean()) / max(s.std(), 1e-9) for s in (loss, margin)], axis=0)
+
+    @cached_property
+    def collected(self) -> list[int]:
+        """The epochs after which the losses of ``history`` were collected, [E]."""
+        return [epoch for epoch in range(1, 1 + self.config.epochs) if epochs_to_split(self.config, epoch) is not None]
 
     @cached_property
     def mixtures(self) -> dict[int, TwoGaussians | None]:
@@ -454,7 +460,8 @@ class View:
         if any("\n" in text for text in captions):
             captions = [text if "\n" in text else text + "\n " for text in captions]
         chosen = [row == self.row for row in rows.tolist()]
-        return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS, title=self.summary)
+        with _plain_text():
+            return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS, title=self.summary)
 
     def card(self) -> plots.Picture | None:
         """All that is known of the chosen face as a picture; None if there is no face."""
@@ -463,13 +470,16 @@ class View:
         row, known, now = self.row, self.suspects, self.relabelling
         now.retrieve(np.array([row]))
         faces, given = known.faces, int(known.faces.labels[row])
-        mine = faces.labels == given
         nearest = now.neighbours(row)
-        return plots.suspect_card(
-            np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
-            now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
-            faces.labels[nearest], known.history[:, row], self._class_history(given), float(known.evidence[row]),
-            known.evidence[mine], known.mixtures.get(given), self.evidence_name)
+        of_class = known.config.split == "class"  # else all classes have one mixture
+        with _plain_text():
+            return plots.suspect_card(
+                np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
+                now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
+                faces.labels[nearest], known.history[:, row], self._class_history(given), known.collected,
+                float(known.evidence[row]), known.evidence[known.faces.labels == given] if of_class else known.evidence,
+                known.mixtures.get(given), f"given {faces.classes[given]}" if of_class else "all classes",
+                self.evidence_name)
 
     def _class_history(self, given: int) -> np.ndarray:
         """Quartiles of the losses of a given class over the collections, [E, 3]."""
@@ -587,6 +597,7 @@ _STYLE = """
 .ferlab-gallery .caption { font: 11px/1.25 var(--jp-ui-font-family, sans-serif); text-align: center;
   color: var(--jp-ui-font-color1, #222); height: 2.5em; overflow: hidden; overflow-wrap: anywhere; }
 .ferlab-explorer { color: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, sans-serif); }
+.ferlab-explorer .widget-hslider .widget-readout { min-width: 92px; max-width: none; }
 .ferlab-explorer .widget-html-content { line-height: 1.4; }
 .ferlab-explorer kbd { border: 1px solid #999; border-radius: 3px; padding: 0 4px; font-size: 11px; }
 """
@@ -823,6 +834,10 @@ class Explorer(widgets.VBox):
             parts.append(f"decided: {decision.decision}{label}")
         return " · ".join([*parts, f"<code>{html.escape(name)}</code>"])
 
+    def __repr__(self) -> str:
+        """What a reader without a kernel sees in its place."""
+        return "The explorer, which needs a running notebook (make lab)."
+
 
 def _png(picture: plots.Picture) -> bytes:
     """A picture as PNG, quickly: its size on the page is known, and nobody keeps it."""
@@ -830,6 +845,11 @@ def _png(picture: plots.Picture) -> bytes:
     with mpl.rc_context(plots.STYLE):
         picture.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
+
+
+def _plain_text() -> Any:
+    """Names of classes are drawn as they are: a dollar begins no formula."""
+    return mpl.rc_context({"text.parse_math": False})
 
 
 def _or_none(value: int) -> int | None:

@@ -56,16 +56,17 @@ class Lesson:
         """The profile's settings with some changed."""
         return profile(seed=self.seed).replace(**changes)
 
-    def train(self, **changes) -> Trainer:
+    def train(self, faces: FaceSet | None = None, **changes) -> Trainer:
         """Train with the profile's settings, some changed; a training with the same settings and faces is only loaded.
 
+        faces: the training faces, if not the lesson's own, such as the same with corrected labels.
         Its run directory is ``trainer.run.directory``; an interrupted one goes on where it stopped.
         """
         config = self.settings(**changes)
-        faces = self.splits.train
+        faces = self.splits.train if faces is None else faces
         if faces is None:
             raise FerlabError(f"{self.data} has no training faces here: check ROOT.")
         names = range(len(faces)) if faces.names is None else faces.names
         key = hashlib.sha256((config.to_json() + "".join(map(str, names))).encode() + faces.labels.tobytes())
         name = "-".join([faces.dataset, config.method, *(f"{k}={v}" for k, v in changes.items() if k != "method")])
-        return train(config, self.splits, Path(self.runs) / f"{name}-{key.hexdigest()[:8]}")
+        return train(config, self.splits._replace(train=faces), Path(self.runs) / f"{name}-{key.hexdigest()[:8]}")

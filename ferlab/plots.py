@@ -456,15 +456,17 @@ def _look_up(record: Mapping[str, Any], path: str) -> float | None:
 @_styled
 def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Sequence[str], given: int,
                  soft: np.ndarray, precision: np.ndarray, votes: np.ndarray | None, neighbours: Any,
-                 neighbour_labels: np.ndarray, history: np.ndarray, class_history: np.ndarray, loss: float,
-                 class_losses: np.ndarray, mixture: TwoGaussians | None, evidence: str = "loss") -> Picture:
+                 neighbour_labels: np.ndarray, history: np.ndarray, class_history: np.ndarray, epochs: Sequence[int],
+                 loss: float, losses: np.ndarray, mixture: TwoGaussians | None, whose: str = "all classes",
+                 evidence: str = "loss") -> Picture:
     """All that is known of one suspected face.
 
     image: uint8 [H, W] or [H, W, 3]; attention: [g, g], not negative, or None. given: its class.
     soft, precision, votes: [C], its new soft label, class AP and raters' votes (None = not known).
     neighbours: images of its nearest clean faces, nearest first; neighbour_labels: int, their classes.
-    history: [E], its losses; class_history: [E, 3], quartiles of its class's. loss: the evidence it was split by;
-    class_losses: [n], that of its class, whose mixture (None = not split) is drawn as in ``loss_histogram``.
+    history: [E], its losses after ``epochs``; class_history: [E, 3], quartiles of its class's. loss: the evidence it
+    was split by; losses: [n], that of the faces of its mixture (None = not split), drawn as in ``loss_histogram``;
+    whose: these faces in words.
     """
     figure = Picture(figsize=(8.6, 6.3))
     colours, new = class_colours(classes), int(np.argmax(soft))
@@ -476,7 +478,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     if attention is not None:
         axes = place(2.25, 3.85, 2.1, 2.1)
         _heat(axes, image, attention - attention.min())
-        axes.set_title("attention: most, where bright", fontsize=11, pad=4)
+        axes.set_title("attention (high: bright)", fontsize=11, pad=4)
 
     panels = {"soft label": soft, "class AP": precision} | ({} if votes is None else {"votes": votes})
     width = (3.15 - 0.1 * (len(panels) - 1)) / len(panels)
@@ -511,27 +513,27 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
             axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
 
     axes = place(0.6, 0.5, 3.3, 1.25)
-    epochs = np.arange(1, len(history) + 1)
     if len(history):
         axes.fill_between(epochs, class_history[:, 0], class_history[:, 2], color=CLEAN, alpha=0.5, linewidth=0)
         axes.plot(epochs, class_history[:, 1], color="#5c7482", linestyle="--", linewidth=1.6)
         axes.plot(epochs, history, color="black", marker="o", markersize=4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("collection of losses", fontsize=11)
+        axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch", fontsize=11)
     axes.set_title(f"its loss (line) among the given {classes[given]}", fontsize=11, pad=4, loc="left")
 
     axes = place(4.75, 0.5, 3.6, 1.25)
-    edges = np.linspace(min(class_losses.min(), loss), max(class_losses.max(), loss) + 1e-9, 41)
-    axes.hist(class_losses, edges.tolist(), color=CLEAN)
+    edges = np.linspace(min(losses.min(), loss), max(losses.max(), loss) + 1e-9, 41)
+    axes.hist(losses, edges.tolist(), color=CLEAN)
     if mixture is not None:
         line = np.linspace(edges[0], edges[-1], 200)
-        for curve, dash in zip(len(class_losses) * (edges[1] - edges[0]) * np.exp(mixture.log_densities(line)), "-:"):
+        for curve, dash in zip(len(losses) * (edges[1] - edges[0]) * np.exp(mixture.log_densities(line)), "-:"):
             axes.plot(line, curve, "black", linewidth=1.5, linestyle=dash)
     axes.axvline(loss, color=WRONG, linewidth=2.5)
     axes.set_xlabel(evidence, fontsize=11)
     axes.set_ylim(0, None)
-    axes.set_title(f"where it sits in the mixture (given {classes[given]})", fontsize=11, pad=4, loc="left")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"where it sits in the mixture ({whose})", fontsize=11, pad=4, loc="left")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 
 
@@ -837,6 +839,38 @@ def newcomers(points: np.ndarray, samples: np.ndarray, labels: np.ndarray, befor
     return figure
 
 
+@_styled
+def photo_faces(photo: np.ndarray, boxes: np.ndarray, faces: np.ndarray, probability: np.ndarray,
+                classes: Sequence[str], title: str = "") -> Picture:
+    """A photo with a numbered box around each face, and beside it each face with the probability of each class.
+
+    photo: uint8 [H, W, 3]; boxes: int [F, 3], left, top and side; faces: uint8 [F, h, w, 3]; probability: [F, C].
+    """
+    count = max(1, len(boxes))
+    figure = Picture(figsize=(11.5, max(4.2, 1.75 * count)), layout="constrained")
+    left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(1.5, 1)))
+    whole = left.subplots()
+    whole.imshow(photo)
+    whole.set_axis_off()
+    whole.set_title(title, fontsize=12)
+    colours = class_colours(classes)
+    rows = right.subplots(count, 2, squeeze=False, width_ratios=(1, 2.2))
+    for i, (x, y, side) in enumerate(np.asarray(boxes).tolist()):
+        colour = colours[int(probability[i].argmax())]
+        whole.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor="white", linewidth=5))
+        whole.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=3))
+        whole.text(x, y, f" {i + 1} ", color=_ink(colour), backgroundcolor=colour, fontsize=11, va="bottom")
+        _face(rows[i, 0], faces[i], str(i + 1))
+        bars = rows[i, 1]
+        bars.barh(range(len(classes)), probability[i], color=colours, edgecolor="black", linewidth=0.5, height=0.75)
+        bars.set(xlim=(0, 1), ylim=(len(classes) - 0.4, -0.6), xticks=[0, 1])
+        bars.set_yticks(range(len(classes)), classes, fontsize=9)
+        bars.tick_params(axis="y", length=0)
+    for axes in rows[len(boxes):].flat:
+        axes.set_axis_off()
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------- the figures in figures/
 
 def figure_expressions() -> Picture:
@@ -899,6 +933,41 @@ def figure_parts() -> Picture:
                          title="The informative parts: where the expression moved the skin")
 
 
+def figure_explorer() -> Picture:
+    """What the explorer shows of the notebooks' run: six faces in doubt, and all that is known of one of them."""
+    import tempfile
+
+    from ferlab import explorer
+    from ferlab.lesson import Lesson
+
+    lesson = Lesson(runs="runs/lessons")
+    suspects = explorer.open_run(lesson.train().run.directory, lesson.splits.train)  # trained for minutes if need be
+    with tempfile.TemporaryDirectory() as folder:
+        view = explorer.View(suspects, Path(folder) / "none.csv", page_size=6)
+        new, truth = view.relabelling.new, suspects.faces.truth
+        certain = view.relabelling.soft.max(1) + (0 if truth is None else new != truth)
+        view.choose(int(min(view.page_rows, key=lambda row: certain[row])))
+        card = view.card()
+    assert card is not None
+    return stacked([view.gallery(), card])
+
+
+def stacked(pictures: Sequence[Picture]) -> Picture:
+    """Pictures one below the other, pixel by pixel."""
+    images = [Image.open(io.BytesIO(each.png())).convert("RGB") for each in pictures]
+    page = Image.new("RGB", (max(each.width for each in images), sum(each.height for each in images)), "white")
+    below = 0
+    for each in images:
+        page.paste(each, ((page.width - each.width) // 2, below))
+        below += each.height
+    dots = STYLE["savefig.dpi"]
+    figure = Picture(figsize=(page.width / dots, page.height / dots))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(np.asarray(page), aspect="auto", interpolation="nearest")
+    axes.set_axis_off()
+    return figure
+
+
 def pure(faces: FaceSet, label: int) -> np.ndarray:
     """Rows of the rendered faces of a class that are no blend, int [M], those that most raters recognise first."""
     assert faces.votes is not None and faces.truth is not None
@@ -925,6 +994,7 @@ FIGURES: dict[str, Callable[[], Picture]] = {
     "noise": figure_noise,
     "wrong_labels": figure_wrong_labels,
     "parts": figure_parts,
+    "explorer": figure_explorer,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 import os
 import re
@@ -11,15 +12,18 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from ferlab import explorer
@@ -39,7 +43,7 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16) -> Suspects:
     rng = np.random.default_rng(0)
     truth = rng.integers(len(CLASSES), size=count)
     given = np.where(rng.random(count) < 0.33, rng.integers(len(CLASSES), size=count), truth)
-    config = Config(smooth_collections=2)
+    config = Config(smooth_collections=2, interval=5)  # of 30 epochs: splits after 20 and 25
     embedding = rng.normal(size=(len(CLASSES), dimensions))[truth] + rng.normal(size=(count, dimensions))
     embedding = torch.nn.functional.normalize(torch.from_numpy(embedding).float(), dim=1)
     w = np.where(given != truth, 0.4 * rng.random(count), 0.3 + 0.7 * rng.random(count)).astype(np.float32)
@@ -54,7 +58,7 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16) -> Suspects:
         rng.integers(256, size=(count, side, side), dtype=np.uint8), given, CLASSES, truth=truth,
         votes=rng.integers(1, 5, size=(count, len(CLASSES))),
         names=np.array([f"train/{i:05d}.png" for i in range(count)]))
-    return Suspects(faces, config, Path("toy"), w, loss, precision, embedding, loss + rng.random((3, count)) / 9,
+    return Suspects(faces, config, Path("toy"), w, loss, precision, embedding, loss + rng.random((4, count)) / 9,
                     np.eye(len(CLASSES))[given])
 
 
@@ -131,6 +135,7 @@ def test_a_threshold_that_leaves_no_gallery_breaks_nothing(view: View):
 def test_the_evidence_is_what_the_split_looked_at():
     known = made_up()
     assert known.evidence == pytest.approx(known.history[-2:].mean(0))
+    assert known.collected == [19, 20, 24, 25]
     margin = replace(known, config=known.config.replace(evidence="margin"))
     assert margin.evidence == pytest.approx(-Relabelling(known, Settings.of(known.config)).margin, abs=1e-6)
 
@@ -266,12 +271,8 @@ def test_pages(view: View):
 
 
 def test_static_pictures(view: View):
-    from PIL import Image
-
     for picture in (view.gallery(), view.card()):
         assert picture.png().startswith(b"\x89PNG")
-    import io
-
     sheet = np.asarray(Image.open(io.BytesIO(explorer.sheet(view.suspects.faces.images[view.page_rows], 16, 6))))
     assert sheet.shape == (32, 96, 3)
     assert (sheet[16:, 16:32, 0] == view.suspects.faces.images[view.page_rows[7]]).all()
@@ -279,6 +280,19 @@ def test_static_pictures(view: View):
     assert view.card() is None and view.row is None and view.position == -1
     view.decide("accept")  # about nobody
     assert not view.log.rows
+
+
+def test_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from ferlab import plots
+    from ferlab.lesson import Lesson
+
+    trained = SimpleNamespace(run=SimpleNamespace(directory=tmp_path))
+    monkeypatch.setattr(Lesson, "train", lambda self: trained)
+    monkeypatch.setattr(Lesson, "splits", SimpleNamespace(train=None))
+    monkeypatch.setattr(explorer, "open_run", lambda *_: made_up())
+    picture = plots.FIGURES["explorer"]()
+    image = Image.open(io.BytesIO(picture.png()))
+    assert image.width > 700 and image.height > 600 and not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------- callbacks
@@ -404,7 +418,7 @@ def test_names_from_a_data_set_are_text_not_markup(tmp_path: Path):
     known = made_up(40)
     odd = '<img src=x onerror="alert(1)">.png'
     faces = replace(known.faces, names=np.array([f"{i} {odd}" for i in range(40)]),
-                    classes=("<b>calm</b>", *CLASSES[1:]))
+                    classes=("<b>calm</b>", "$\\glad$", *CLASSES[2:]))
     widget = Explorer(View(replace(known, faces=faces, directory=Path("<i>run")), tmp_path / "log.csv"))
     for text in (widget.heading.value, widget.summary.value):
         assert "<img" not in text and "<i>run" not in text
@@ -446,6 +460,7 @@ def run(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_finds_its_faces(run: Path, toy_faces: Path, tmp_path: Path):
     known = explorer.open_run(run)
+    assert len(known.collected) == len(known.history) > 0
     assert len(known) == 96 and known.faces.noise_rate == pytest.approx(0.25)
     assert View(known, tmp_path / "log.csv").relabelling.noisy.sum() == 24
     attention = known.attention(3)
@@ -521,11 +536,12 @@ def lab(run: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.timeout(1500)
 def test_in_jupyterlab(page, lab: str, tmp_path: Path):
-    log = tmp_path / "log.csv"
+    log, server = tmp_path / "log.csv", lab[:lab.index("lab/tree")]
     tile, chosen = ".ferlab-gallery .tile", ".ferlab-gallery .tile.chosen"
 
     def run_notebook() -> None:
         page.goto(lab)
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
         page.locator(".jp-Cell .cm-content").first.click()
         page.keyboard.press("Control+Enter")
         page.wait_for_selector(tile)
@@ -567,9 +583,14 @@ def test_in_jupyterlab(page, lab: str, tmp_path: Path):
     page.wait_for_function(f"document.querySelectorAll('{tile}')[1].classList.contains('chosen')")
     assert page.locator(".jp-Notebook .jp-Cell").count() == cells
     assert [row[1] for row in on_disk(log)] == ["accept", "undo", "keep", "accept"]
-    page.screenshot(path=str(tmp_path / "lab.png"))
+    page.screenshot(path=str(tmp_path / "lab.png"), full_page=True)
 
-    run_notebook()  # another kernel: the decisions are still there
+    with urllib.request.urlopen(f"{server}api/sessions?token=secret") as answer:
+        sessions = json.load(answer)
+    for session in sessions:  # the kernel dies
+        address = f"{server}api/sessions/{session['id']}?token=secret"
+        urllib.request.urlopen(urllib.request.Request(address, method="DELETE")).close()
+    run_notebook()  # in another one the decisions are still there
     page.locator('.ferlab-explorer .widget-dropdown:has(.widget-label:text-is("decided")) select').select_option("yes")
     page.wait_for_function(f"document.querySelectorAll('{tile}').length == 2")
     assert all(text.startswith("✓") for text in captions())
