@@ -565,19 +565,18 @@ function render({ model, el }) {
   model.on("change:chosen", mark);
   draw();
 
-  // Before anyone else hears of it: in JupyterLab's command mode the same keys insert and delete cells.
+  // Before anyone else hears of it: in JupyterLab's command mode letters insert, cut and delete cells.
   const press = (event) => {
     const panel = el.closest(".ferlab-explorer");
     if (!panel || !panel.isConnected) return;
-    panel.setAttribute("data-lm-suppress-shortcuts", "true");
     const alone = event.target === document.body && !document.querySelector(".jp-NotebookPanel");
     if (!(panel.contains(event.target) || alone) || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input, textarea, select, [contenteditable=true], [role=slider], .noUi-handle")) return;
+    const field = event.target.matches("input, textarea, select, [contenteditable=true], [role=slider], .noUi-handle");
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (!KEYS.includes(key) && !MOVES.includes(key)) return;
-    event.preventDefault();
-    event.stopImmediatePropagation();
-    if (event.repeat && KEYS.includes(key)) return;  // a key held down decides once
+    const ours = !field && (KEYS.includes(key) || MOVES.includes(key));
+    if (ours || key.length === 1 || (key === "Enter" && !field && !event.shiftKey)) event.stopImmediatePropagation();
+    if (ours) event.preventDefault();
+    if (!ours || (event.repeat && KEYS.includes(key))) return;  // a key held down decides once
     model.send({ key, row: model.get("chosen") });
   };
   window.addEventListener("keydown", press, true);

@@ -941,7 +941,9 @@ def figure_explorer() -> Picture:
     from ferlab.lesson import Lesson
 
     lesson = Lesson(runs="runs/lessons")
-    suspects = explorer.open_run(lesson.train().run.directory, lesson.splits.train)  # trained for minutes if need be
+    run = lesson.train().run  # minutes if no notebook has made it yet
+    assert run is not None
+    suspects = explorer.open_run(run.directory, lesson.splits.train)
     with tempfile.TemporaryDirectory() as folder:
         view = explorer.View(suspects, Path(folder) / "none.csv", page_size=6)
         new, truth = view.relabelling.new, suspects.faces.truth
