@@ -715,8 +715,11 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
 
 # ------------------------------------------------------------------------------------------------- the packed pixels
 
-def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | None = None) -> np.ndarray:
-    """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image, transparent ones on black."""
+def plain_picture(picture: Image.Image, mode: str, turn: bool = True) -> Image.Image:
+    """Any picture in mode "L" or "RGB", transparent parts black; with ``turn`` upright by its EXIF orientation.
+
+    Raises ValueError, before any pixel is decoded, for one of more than ``MAX_PIXELS``.
+    """
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
@@ -727,12 +730,18 @@ def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | Non
         elif picture.mode == "F" and values.max() <= 1:
             values = values * 255
         picture = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
-    elif box is None:  # a box is in the pixels as they are stored
+    elif turn:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    picture = picture.convert(mode)
+    return picture.convert(mode)
+
+
+def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | None = None) -> np.ndarray:
+    """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image; a box is in the pixels as they are stored."""
+    width, height = picture.size
+    picture = plain_picture(picture, mode, turn=box is None)
     if box is not None:
         left, top = max(int(box[0]), 0), max(int(box[1]), 0)
         right, bottom = min(int(box[2]), picture.width), min(int(box[3]), picture.height)

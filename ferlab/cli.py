@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 import typing
@@ -289,6 +290,64 @@ def scores_table(result: dict[str, Any]) -> str:
         taken = f"{result['classes'][mistakes.index(most)]} ({most:,})" if most else "-"
         lines.append(f"{name:<{width}}  {result['counts'][name]:>7,}  {percent(result['recall'][name]):>8}  {taken}")
     return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- predict
+
+@cli.command()
+@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="ferplus", show_default=True,
+              help="A recogniser that comes with ferlab, a run directory, or a file of Recogniser.save.")
+@click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False),
+              help="Draw each photo with its faces into this folder.")
+@click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write boxes and probabilities there.")
+@click.option("--whole", is_flag=True, help="Each photo is one face already: do not look for faces.")
+def predict(photos: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool) -> None:
+    """Find the faces in photos and tell each one's expression.
+
+    Faces are found where they look towards the camera. The classes are those that raters choose from; what a person
+    feels is another matter.
+    """
+    import numpy as np
+
+    from ferlab import load_pretrained, runs
+    from ferlab import photos as p
+
+    recogniser = load_pretrained(model)
+    if directory is not None and len({path.stem for path in photos}) < len(photos):
+        raise FerlabError("Two photos have the same name, so that their pictures would overwrite each other: "
+                          "give them one folder at a time.")
+    results, unread = [], []
+    for path in photos:
+        try:
+            photo = p.read_photo(path)
+        except FerlabError as error:  # the others are still of use
+            unread.append(str(error))
+            click.echo(f"ferlab: {error}", err=True)
+            continue
+        side = min(photo.shape[:2])
+        middle = [[(photo.shape[1] - side) // 2, (photo.shape[0] - side) // 2, side]]
+        boxes = np.array(middle) if whole else p.find_faces(photo)
+        faces = p.crop_faces(photo, boxes, max(48, recogniser.config.size))
+        probability = recogniser.predict(faces)
+        if not len(boxes):
+            click.echo(f"{path}: no face that looks at the camera; --whole takes the photo as one face")
+        for i, (box, row) in enumerate(zip(boxes.tolist(), probability, strict=True)):
+            ranked = [f"{recogniser.classes[c]} {percent(row[c])}" for c in np.argsort(-row)[:3]]
+            click.echo(f"{path}: face {i + 1} at x {box[0]}, y {box[1]}, {box[2]} pixels wide: {', '.join(ranked)}")
+        results.append({"photo": str(path), "faces": [
+            {"left": x, "top": y, "side": side, "probability": dict(zip(recogniser.classes, map(float, row)))}
+            for (x, y, side), row in zip(boxes.tolist(), probability, strict=True)]})
+        if directory is not None:
+            from ferlab import plots
+
+            picture = plots.photo_faces(photo, boxes, faces, probability, recogniser.classes, path.name).png()
+            runs.write_whole(directory / f"{path.stem}.png", functools.partial(Path.write_bytes, data=picture))
+    if report is not None:
+        runs.write_json(report, {"model": model, "classes": list(recogniser.classes), "photos": results})
+    if unread:
+        sys.exit(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- audit

@@ -1,0 +1,105 @@
+"""Photos of any kind are read upright and in colour, and the faces in them are found where they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ferlab import benchmarks, photos
+from ferlab.errors import FerlabError
+
+PLACES = np.array([(40, 60, 160), (270, 40, 180), (470, 260, 150)])
+
+
+@pytest.fixture(scope="module")
+def scene() -> np.ndarray:
+    """Three rendered faces on a wall, uint8 [480, 640, 3]."""
+    faces = benchmarks.load("rendered", size=96, train=32, valid=8, test=8, progress=False).train
+    wall = np.random.default_rng(0).normal(120, 5, (480, 640, 3)).clip(0, 255).astype(np.uint8)
+    for face, (x, y, side) in zip(faces.images, PLACES):
+        wall[y:y + side, x:x + side] = np.asarray(Image.fromarray(face).resize((side, side), Image.Resampling.BICUBIC))
+    return wall
+
+
+def check(boxes: np.ndarray, places: np.ndarray) -> None:
+    assert len(boxes) == len(places)
+    for x, y, side in places:
+        middles = boxes[:, :2] + boxes[:, 2:] / 2
+        nearest = np.abs(middles - (x + side / 2, y + side / 2)).max(1).argmin()
+        assert np.abs(middles[nearest] - (x + side / 2, y + side / 2)).max() < 0.2 * side
+        assert 0.5 * side < boxes[nearest, 2] < 1.3 * side
+
+
+def test_faces_are_found_where_they_are(scene: np.ndarray):
+    boxes = photos.find_faces(scene)
+    check(boxes, PLACES)
+    assert (np.diff(boxes[:, 2]) <= 0).all(), "biggest first"
+    faces = photos.crop_faces(scene, boxes, 48)
+    assert faces.shape == (3, 48, 48, 3) and faces.dtype == np.uint8
+
+
+def test_no_face_gives_no_box(scene: np.ndarray):
+    wall = scene[:50, :250]
+    assert photos.find_faces(wall).shape == (0, 3)
+    assert photos.crop_faces(wall, photos.find_faces(wall)).shape == (0, 48, 48, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "grey", "cmyk", "alpha", "palette", "huge", "rotated"])
+def test_any_kind_of_photo_is_read(scene: np.ndarray, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+    picture = Image.fromarray(scene)
+    path = tmp_path / ("photo.png" if kind in ("png", "alpha", "palette") else "photo.jpg")
+    options: dict = {}
+    if kind == "rotated":  # as a camera held upright stores it: turned, and a note that tells so
+        picture = picture.transpose(Image.Transpose.ROTATE_90)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    modes = {"grey": "L", "cmyk": "CMYK", "alpha": "RGBA", "palette": "P"}
+    picture.convert(modes.get(kind, "RGB")).save(path, **options)
+    if kind == "huge":
+        monkeypatch.setattr(photos, "MAX_PIXELS", 320 * 240)
+    photo = photos.read_photo(path)
+    scale = 0.5 if kind == "huge" else 1
+    assert photo.shape == (480 * scale, 640 * scale, 3) and photo.dtype == np.uint8
+    check(photos.find_faces(photo), PLACES * scale)
+
+
+@pytest.mark.parametrize("content", [b"", b"no photo", None])
+def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes | None):
+    path = tmp_path / "photo.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FerlabError, match="photo.jpg"):
+        photos.read_photo(path)
+    with pytest.raises(FerlabError, match="is a folder"):
+        photos.read_photo(tmp_path)
+
+
+def test_command_predicts_draws_and_goes_on_after_a_bad_photo(
+    scene: np.ndarray, tmp_path: Path, toy_faces: Path, ferlab: Callable[..., Any],
+):
+    run = tmp_path / "run"
+    assert ferlab("train", "--data", "folder", "--root", toy_faces, "--profile", "smoke", "--method", "plain",
+                  "--run", run).code == 0
+    Image.fromarray(scene).save(tmp_path / "party.png")
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    ended = ferlab("predict", tmp_path / "broken.jpg", tmp_path / "party.png", "--model", run,
+                   "--out", tmp_path / "out", "--json", tmp_path / "faces.json")
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1 and "broken.jpg" in ended.err
+    assert ended.out.count("party.png: face") == 3
+    assert Image.open(tmp_path / "out" / "party.png").width > 600
+    found = json.loads((tmp_path / "faces.json").read_text())
+    (photo,) = found["photos"]
+    assert len(photo["faces"]) == 3
+    for face in photo["faces"]:
+        assert list(face["probability"]) == found["classes"] == ["high", "low", "middle"]
+        assert sum(face["probability"].values()) == pytest.approx(1, abs=1e-5)
+    whole = ferlab("predict", tmp_path / "party.png", "--model", run, "--whole")
+    assert whole.code == 0 and whole.out.count("face 1 at x 80, y 0, 480 pixels") == 1
