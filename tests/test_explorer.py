@@ -536,14 +536,26 @@ def lab(run: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.timeout(1500)
 def test_in_jupyterlab(page, lab: str, tmp_path: Path):
+    from playwright.sync_api import TimeoutError
+
     log, server = tmp_path / "log.csv", lab[:lab.index("lab/tree")]
     tile, chosen = ".ferlab-gallery .tile", ".ferlab-gallery .tile.chosen"
 
+    notebook = tmp_path / "home" / "look.ipynb"
+    unexecuted = notebook.read_bytes()
+
     def run_notebook() -> None:
+        notebook.write_bytes(unexecuted)
         page.goto(lab)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        page.locator(".jp-Cell .cm-content").first.click()
-        page.keyboard.press("Control+Enter")
+        for _ in range(30):  # while the page is still being put together, keys are lost
+            page.locator(".jp-Cell .cm-content").first.click()
+            page.keyboard.press("Control+Enter")
+            try:
+                page.wait_for_selector('.jp-InputPrompt:text-matches("[*1-9]")', timeout=10_000)
+                break
+            except TimeoutError:
+                page.screenshot(path=str(tmp_path / "waiting.png"))
         page.wait_for_selector(tile)
 
     def captions() -> list[str]:
