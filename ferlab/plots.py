@@ -770,7 +770,7 @@ def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: 
         column[0].set_title(name)
         if wrong is not None:
             column[1].scatter(*place[~wrong].T, s=6, color=CLEAN, linewidths=0)
-            column[1].scatter(*place[wrong].T, s=16, color=WRONG, marker="x", linewidths=1)
+            column[1].scatter(*place[wrong].T, s=9, color=WRONG, marker="x", linewidths=0.8)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
         each.spines[:].set(visible=True, color="#cccccc")
