@@ -587,7 +587,7 @@ export default { render };
 
 _STYLE = """
 .ferlab-gallery { display: grid; gap: 2px; outline: none; justify-content: start; }
-.ferlab-gallery:focus-visible { box-shadow: 0 0 0 2px var(--jp-brand-color1, #1976d2); border-radius: 4px; }
+.ferlab-gallery:focus-visible { outline: 1px solid var(--jp-brand-color1, #1976d2); outline-offset: -1px; }
 .ferlab-gallery .tile { padding: 3px; border: 2px solid transparent; border-radius: 4px; cursor: pointer;
   box-sizing: border-box; min-width: 0; }
 .ferlab-gallery .tile:hover { background: var(--jp-layout-color2, #eee); }
@@ -677,7 +677,7 @@ class Explorer(widgets.VBox):
         left = widgets.VBox([self.gallery, _row(self.back, self.place, self.forth), widgets.HTML(keys)],
                             layout=widgets.Layout(width=f"{COLUMNS * (SIDE + 10) + 16}px", flex="0 0 auto"))
         right = widgets.VBox([self.heading, _row(self.accept, self.keep, self.skip, self.undo), _row(*self.others),
-                              self.picture], layout=widgets.Layout(flex="1 1 560px", min_width="0", max_width="860px"))
+                              self.picture], layout=widgets.Layout(flex="1 1 500px", min_width="0", max_width="860px"))
         super().__init__([
             self.summary,
             _row(widgets.HTML("<b>Show</b>"), self.given, self.new, self.changed, self.reference, self.decided,

@@ -43,7 +43,7 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16) -> Suspects:
     rng = np.random.default_rng(0)
     truth = rng.integers(len(CLASSES), size=count)
     given = np.where(rng.random(count) < 0.33, rng.integers(len(CLASSES), size=count), truth)
-    config = Config(smooth_collections=2, interval=5)  # of 30 epochs: splits after 20 and 25
+    config = Config(epochs=30, warm_up=20, interval=5, smooth_collections=2)  # splits after 20 and 25
     embedding = rng.normal(size=(len(CLASSES), dimensions))[truth] + rng.normal(size=(count, dimensions))
     embedding = torch.nn.functional.normalize(torch.from_numpy(embedding).float(), dim=1)
     w = np.where(given != truth, 0.4 * rng.random(count), 0.3 + 0.7 * rng.random(count)).astype(np.float32)
@@ -485,6 +485,30 @@ def test_what_is_no_such_run_is_told(run: Path, tmp_path: Path):
     np.savez(other / "state_train.npz", loss=known.loss)
     with pytest.raises(FerlabError, match="no suspected faces"):
         explorer.open_run(other, known.faces)
+
+
+def test_decisions_become_the_labels_of_the_next_training(run: Path, toy_faces: Path, tmp_path: Path, ferlab):
+    log, output, new = tmp_path / "log.csv", tmp_path / "corrected.csv", tmp_path / "new"
+    assert "decide about some faces" in ferlab("data", "apply-decisions", "--run", run).err
+    view = View(explorer.open_run(run), log)
+    truth = view.suspects.faces.truth
+    looked = view.rows[:10].tolist()
+    for row in looked:
+        view.choose(row)
+        view.decide("choose", view.suspects.faces.classes[truth[row]])
+    done = ferlab("data", "apply-decisions", "--run", run, "--decisions", log, "--output", output)
+    assert done.code == 0, done.err
+    assert "10 of 96 faces are decided, 10 get another label" in done.out and "75.0 % before, 85.4 % now" in done.out
+    with open(output, newline="") as file:
+        assert len(list(csv.DictReader(file))) == 96
+    done = ferlab("train", "--data", "folder", "--root", toy_faces, "--run", new, "--profile", "smoke", "--noise",
+                  "symmetric", "--noise-rate", 0.25, "--labels", output, "--set", "epochs=2")
+    assert done.code == 0, done.err
+    again = explorer.open_run(new)  # the run keeps its labels: the file is no longer needed
+    assert (again.faces.labels[looked] == truth[looked]).all()
+    others = np.setdiff1d(np.arange(96), looked)
+    assert (again.faces.labels[others] == view.suspects.faces.labels[others]).all()
+    assert not DecisionLog(run / "decisions.csv").rows
 
 
 # --------------------------------------------------------------------------------------------------- a real browser
