@@ -31,14 +31,14 @@ class Config:
     local_dimensions: int = 128
 
     # schedule
-    epochs: int = 30
+    epochs: int = 36
     batch_size: int = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = 1.5e-3  # at the peak
     weight_decay: float = 0.05
     ramp_up: float = 0.08  # share of the steps in which the learning rate rises to its peak
     anneal_from: float = 0.6  # share of the steps after which it falls to zero along a cosine
-    restart: int = 0  # epoch after which the rate rises and falls once more; 0 = never
+    restart: int = 24  # epoch after which the rate rises and falls once more; 0 = never
     restart_share: float = 0.5  # its second peak, as a share of the first
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0
@@ -52,9 +52,10 @@ class Config:
 
     # split into clean and noisy
     split: Literal["class", "shared", "off"] = "shared"
-    warm_up: int = 20  # epochs before the first split
-    interval: int = 10  # epochs between splits
-    evidence: Literal["loss", "margin", "both"] = "loss"
+    warm_up: int = 24  # epochs before the first split
+    interval: int = 6  # epochs between splits
+    robustness: float = 0.5  # q of the generalised cross-entropy until the first split; 0 = cross-entropy
+    evidence: Literal["loss", "odds", "margin", "both"] = "odds"
     smooth_collections: int = 3  # losses are averaged over this many collections
     tied: bool = True
     clean_threshold: float = 0.5  # a sample below this clean probability is noisy
@@ -111,7 +112,7 @@ CHOICES = {
     "backbone": BACKBONES,
     "optimizer": ("sgd", "adamw"),
     "split": ("class", "shared", "off"),
-    "evidence": ("loss", "margin", "both"),
+    "evidence": ("loss", "odds", "margin", "both"),
     "keep_given": ("none", "noisy", "all"),
     "average_precision": ("plain", "chance", "balanced"),
 }
@@ -121,7 +122,7 @@ RANGES = [
     (("top_k",), lambda v: v is None or v >= 1, "at least 1, or None for the whole gallery"),
     (("warm_up", "restart"), lambda v: v >= 0, "at least 0"),
     (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "restart_share",
-      "label_smoothing"),
+      "label_smoothing", "robustness"),
      lambda v: 0 <= v <= 1, "a number between 0 and 1"),
     (("learning_rate", "contrastive_count", "contrastive_temperature"), lambda v: 0 < v < inf, "a positive number"),
     (("weight_decay", "augmentation", "average_epochs", "sharpness", "mask_weight", "contrastive_weight",
@@ -131,7 +132,7 @@ RANGES = [
 PROFILES = {
     "smoke": Config(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
     "quick": Config(),
-    "full": Config(backbone="resnet18", size=96, batch_size=128, epochs=60, warm_up=40, interval=20),
+    "full": Config(backbone="resnet18", size=96, batch_size=128, epochs=60, warm_up=40, interval=10, restart=40),
 }
 
 

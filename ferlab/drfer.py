@@ -16,7 +16,7 @@ from ferlab.data import FaceSet
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
 from ferlab.errors import FerlabError
 from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
-from ferlab.mixture import ClassMixture
+from ferlab.mixture import ClassMixture, log_odds
 from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Method, Trainer
@@ -32,8 +32,20 @@ def epochs_to_split(config: Config, epoch: int) -> int | None:
     return None if never or ahead >= config.smooth_collections else ahead
 
 
+def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tensor:
+    """Mean over the batch of sum_c t_c (1 - p_c^q) / q: cross-entropy as q -> 0, absolute error at q = 1.
+
+    logits, targets: [B, C]; q in (0, 1]. A label that the network doubts pulls less, by p^q, so that fewer wrong ones
+    are learned by heart (Zhang and Sabuncu, NeurIPS 2018).
+    """
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return -(targets * torch.expm1(q * log_p) / q).sum(1).mean()
+
+
 class DRFERMethod(Method):
     """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
+
+    Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
 
     clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far.
     """
@@ -77,8 +89,12 @@ class DRFERMethod(Method):
     def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         features = network(batch.images)
-        terms = {"cross_entropy": self.cross_entropy(
-            features.logits, self.new_targets[batch.index], self.weight[batch.index])}
+        targets = self.new_targets[batch.index]
+        cross_entropy = self.cross_entropy(features.logits, targets, self.weight[batch.index])
+        if config.robustness:
+            robust = generalised_cross_entropy(features.logits, targets, config.robustness)
+            cross_entropy = torch.where(self.split_made, cross_entropy, robust)
+        terms = {"cross_entropy": cross_entropy}
         if config.masked_modelling:
             terms["masked_modelling"] = config.mask_weight * self.masked_modelling(network, batch.images, generator)
         if config.contrastive:
@@ -146,12 +162,13 @@ class DRFERMethod(Method):
     @property
     def uses_retrieval(self) -> bool:
         """Whether the evidence needs average precisions."""
-        return self.config.evidence != "loss"
+        return self.config.evidence in ("margin", "both")
 
     def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None) -> Tensor:
-        """The score to split by, [N], higher = more likely wrong: the loss, the negative retrieval margin, or both."""
+        """The score to split by, [N], higher = more likely wrong: the loss (the source's), its log-odds, the negative
+        retrieval margin, or the standardised sum of loss and margin."""
         if precision is None or not self.uses_retrieval:
-            return loss
+            return loss if self.config.evidence == "loss" else torch.from_numpy(log_odds(loss.cpu().numpy())).to(loss)
         margin = -retrieval_margin(precision, given)
         if self.config.evidence == "margin":
             return margin

@@ -38,7 +38,7 @@ from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
 from ferlab.drfer import epochs_to_split
 from ferlab.errors import FerlabError
-from ferlab.mixture import ClassMixture, TwoGaussians
+from ferlab.mixture import ClassMixture, TwoGaussians, log_odds
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
@@ -95,8 +95,8 @@ class Suspects:
         """The score that the faces were split by, [N], higher = more likely wrong."""
         recent = self.history[-self.config.smooth_collections:]
         loss = recent.mean(0) if len(recent) else self.loss
-        if self.config.evidence == "loss":
-            return loss
+        if self.config.evidence in ("loss", "odds"):
+            return loss if self.config.evidence == "loss" else log_odds(loss)
         margin = -retrieval_margin(torch.as_tensor(self.average_precision), self.given.cpu()).numpy()
         if self.config.evidence == "margin":
             return margin
@@ -492,8 +492,9 @@ class View:
     def evidence_name(self) -> str:
         """What the faces were split by, in words."""
         recent = min(self.suspects.config.smooth_collections, len(self.suspects.history))
-        loss = f"loss, mean of the last {recent} collections" if recent > 1 else "loss"
-        return {"loss": loss, "margin": "negative AP margin"}.get(self.suspects.config.evidence, "loss and AP margin")
+        mean = f", mean of the last {recent} collections" if recent > 1 else ""
+        return {"loss": f"loss{mean}", "odds": f"log-odds of the loss{mean}", "margin": "negative AP margin",
+                "both": "loss and AP margin"}[self.suspects.config.evidence]
 
     @property
     def summary(self) -> str:

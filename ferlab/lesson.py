@@ -16,7 +16,7 @@ from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 from ferlab.training import Trainer, train
 
-FACES = {"smoke": (320, 80, 80), "quick": (3000, 1000, 1500), "full": (None, None, None)}  # at most, by split
+FACES = {"smoke": (320, 80, 80), "quick": (2400, 1000, 1500), "full": (None, None, None)}  # at most, by split
 
 
 @dataclass(frozen=True)

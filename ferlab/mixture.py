@@ -14,6 +14,16 @@ import numpy as np
 from ferlab.errors import FerlabError
 
 
+def log_odds(losses) -> np.ndarray:
+    """log((1 - p) / p), the log-odds against the given label, from its losses -log p, [N]; higher = more likely wrong.
+
+    The order is that of the losses. But losses of right labels pile up at zero with a long tail, as no Gaussian does,
+    and on the scale of log-odds the right and the wrong ones are two heaps (ours).
+    """
+    losses = np.maximum(np.asarray(losses, dtype=np.float64), 1e-6)
+    return losses + np.log(-np.expm1(-losses))
+
+
 @dataclass(frozen=True)
 class TwoGaussians:
     """Two Gaussians on a line: low and high mean, their standard deviations, and the weight of the low one."""
@@ -119,7 +129,7 @@ class ClassMixture:
         scope: Literal["class", "shared"] = "class",
         tied: bool = True,
         minimum: int = 30,
-        separation: float = 1.7,
+        separation: float = 1.5,
     ):
         if scope not in ("class", "shared"):
             raise FerlabError(f'The mixture\'s scope is "{scope}": give "class" or "shared".')

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from test_training import bars, settings, weights
 
 from ferlab.data import Splits
-from ferlab.drfer import DRFERMethod
+from ferlab.drfer import DRFERMethod, generalised_cross_entropy
 from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
 from ferlab.retrieval import class_average_precision, relabel
@@ -40,7 +40,7 @@ def terms(trainer, seed=0):
     return trainer.method.loss(trainer.network, a_batch(trainer), torch.Generator().manual_seed(seed))
 
 
-ALL_OFF = {"split": "off", "masked_modelling": False, "contrastive": False}
+ALL_OFF = {"split": "off", "robustness": 0, "masked_modelling": False, "contrastive": False}
 
 
 def test_with_every_part_off_it_is_plain_training():
@@ -55,6 +55,35 @@ def test_each_loss_can_be_switched_off_alone(part, term):
     assert set(on) == {"cross_entropy", "masked_modelling", "contrastive"} and set(off) == set(on) - {term}
     for name in off:
         assert off[name].item() == on[name].item()  # the others are as they were
+
+
+def test_generalised_cross_entropy_is_the_published_one():
+    logits = torch.tensor([[0.8, 0.15, 0.05], [0.1, 0.6, 0.3]]).log()
+    hard, soft = F.one_hot(torch.tensor([0, 2]), 3).float(), torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]])
+    for q in (0.3, 0.7, 1.0):
+        a, b = ((1 - p**q) / q for p in (0.8, 0.3))
+        assert generalised_cross_entropy(logits, hard, q).item() == pytest.approx((a + b) / 2, rel=1e-6)
+        c, d, e, f = ((1 - p**q) / q for p in (0.8, 0.15, 0.6, 0.3))
+        mean = (0.5 * c + 0.5 * d + 0.2 * e + 0.8 * f) / 2
+        assert generalised_cross_entropy(logits, soft, q).item() == pytest.approx(mean, rel=1e-6)
+    limit = F.cross_entropy(logits, torch.tensor([0, 2])).item()
+    assert generalised_cross_entropy(logits, hard, 1e-4).item() == pytest.approx(limit, rel=1e-3)
+    certain = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)  # p = 0 for the label, as far as floats go
+    generalised_cross_entropy(certain, torch.tensor([[0.0, 1.0, 0.0]]), 0.5).backward()
+    assert certain.grad.isfinite().all()
+
+
+def test_robust_loss_until_the_first_split_then_cross_entropy():
+    trainer = prepared()[0]
+    batch = a_batch(trainer)
+    trainer.network.train()
+    features = trainer.network(batch.images)
+    targets = trainer.method.targets[batch.index]
+    before = generalised_cross_entropy(features.logits, targets, trainer.config.robustness)
+    assert terms(trainer)["cross_entropy"].item() == pytest.approx(before.item(), rel=1e-5)
+    trainer.method.split_made.fill_(True)
+    after = F.cross_entropy(features.logits, targets)
+    assert terms(trainer)["cross_entropy"].item() == pytest.approx(after.item(), rel=1e-5)
 
 
 def test_terms_are_weighted_by_their_settings():

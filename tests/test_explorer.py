@@ -134,7 +134,9 @@ def test_a_threshold_that_leaves_no_gallery_breaks_nothing(view: View):
 
 def test_the_evidence_is_what_the_split_looked_at():
     known = made_up()
-    assert known.evidence == pytest.approx(known.history[-2:].mean(0))
+    loss = known.history[-2:].mean(0)
+    assert known.evidence == pytest.approx(np.log(np.expm1(loss)), abs=1e-5)
+    assert replace(known, config=known.config.replace(evidence="loss")).evidence == pytest.approx(loss)
     assert known.collected == [19, 20, 24, 25]
     margin = replace(known, config=known.config.replace(evidence="margin"))
     assert margin.evidence == pytest.approx(-Relabelling(known, Settings.of(known.config)).margin, abs=1e-6)

@@ -8,7 +8,7 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from ferlab.errors import FerlabError
-from ferlab.mixture import ClassMixture, TwoGaussians, fit_two_gaussians
+from ferlab.mixture import ClassMixture, TwoGaussians, fit_two_gaussians, log_odds
 
 
 def planted(rng, count=4000, low=0.3, high=2.5, low_std=0.3, high_std=0.3, low_weight=0.7):
@@ -157,3 +157,21 @@ def test_bad_input_is_refused():
     with pytest.raises(FerlabError, match="scope"):
         ClassMixture("all")
     assert len(ClassMixture().fit(np.zeros(0), np.zeros(0, int)).clean_probability) == 0
+
+
+def test_log_odds_keep_the_order_of_the_losses_and_are_finite():
+    p = np.array([1.0, 1 - 1e-9, 0.99, 0.5, 0.01, 1e-30])
+    odds = log_odds(-np.log(p))
+    assert odds[2:] == pytest.approx(np.log((1 - p[2:]) / p[2:]), rel=1e-6)
+    assert np.isfinite(odds).all() and (np.diff(odds) >= 0).all() and odds[3] == pytest.approx(0)
+
+
+def test_losses_of_a_sure_network_fall_into_two_heaps_as_log_odds():
+    rng = np.random.default_rng(0)
+    wrong = rng.random(4000) < 0.3
+    odds = np.where(wrong, rng.normal(3, 1.5, 4000), rng.normal(-3, 1.5, 4000))
+    losses, labels = np.log1p(np.exp(odds)), np.zeros(4000, int)
+    right = {}
+    for name, scores in {"loss": losses, "odds": log_odds(losses)}.items():
+        right[name] = ((ClassMixture("shared").fit(scores, labels).clean_probability < 0.5) == wrong).mean()
+    assert right["odds"] > 0.97 and right["odds"] > right["loss"] + 0.003

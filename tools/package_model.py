@@ -1,0 +1,99 @@
+"""Put a trained run into the package, as ``ferlab/assets/NAME.pt`` with a model card, ``NAME.md``, of measured numbers.
+
+    ferlab train --data ferplus --root ferplus.zip ... --run runs/ferplus
+    python tools/package_model.py runs/ferplus ferplus --root ferplus.zip
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from ferlab import benchmarks, load_pretrained
+from ferlab.cli import percent
+from ferlab.evaluation import evaluate
+from ferlab.recogniser import ASSETS, Recogniser
+from ferlab.runs import write_whole
+
+CARD = """# {name}: a recogniser of posed and candid expressions
+
+`ferlab.load_pretrained("{name}")` and `ferlab predict photo.jpg`. Made by `tools/package_model.py` from one training;
+the numbers below are measured by it.
+
+| | |
+|---|---|
+| network | DR-FER, backbone `{backbone}`, {parameters} parameters, {size} x {size} pixels, {megabytes:.1f} MB |
+| training | method `{method}`, {epochs} epochs, seed {seed}, from scratch; the file holds all settings |
+| data | FER2013's {train:,} training faces with the labels of FER+ (Barsoum et al., ICMI 2016), rule `majority`: \
+single votes dropped, kept where one class has more than half of the rest |
+| measured on | the {faces:,} faces of FER+'s validation split, same rule, on which the settings were chosen |
+| accuracy | **{accuracy}**, mean over classes {mean_class}, macro-F1 {macro_f1} |
+| speed | {speed:.0f} faces a second on one core of {device} |
+
+| class | faces | recall | most often taken for |
+|---|---|---|---|
+{classes}
+
+**What it tells.** How ten hired raters would have named the expression in a small, frontal, tightly cropped face. Not
+what the person feels: a smile is no proof of joy, and raters disagree about a good part of these very faces.
+
+**Meant for** teaching, research on label noise, and looking through one's own photos. **Not meant for** decisions
+about people - hiring, schooling, policing, insurance, medicine, attention at work - nor for watching people who have
+not agreed; the European Union's AI Act forbids inferring emotions at work and at school (Article 5(1)(f)).
+
+**Known failures.** {worst} are rarely found: there are few such faces in the data, and raters agree least on them.
+Faces from the side, tilted, partly hidden or lit from one side; drawings and statues. It always answers with one of
+its classes, also for what is no face: look at the probability. Probabilities follow the majority's label, so they are
+more certain than the raters are.
+
+**Bias.** FER2013 was gathered by an image search of 184 words for emotions (Goodfellow et al., 2013). Whom a search
+engine shows is not a sample of people, and posed stock photos are many; the pictures are grey and of 48 pixels; the
+raters were crowd workers. Neither age, sex nor skin colour is annotated, so how accuracy differs between groups of
+people was not measured: expect that it does.
+"""
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("name")
+@click.option("--root", type=click.Path(path_type=Path, exists=True), required=True, help="FER+'s folder or .zip.")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=ASSETS)
+def main(run: Path, name: str, root: Path, output: Path) -> None:
+    """Package RUN under NAME and write its card."""
+    import torch
+
+    recogniser = Recogniser.from_run(run)
+    data = recogniser.about["data"]
+    recogniser.about["data"] = {key: data[key] for key in ("data", "rule") if key in data}
+    path = output / f"{name}.pt"
+    recogniser.save(path)
+    packaged = load_pretrained(path)
+    valid = benchmarks.load("ferplus", root, splits=("valid",)).valid
+    scores = evaluate(packaged, valid)
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    packaged.predict(valid.images[:1024])
+    speed = 1024 / (time.perf_counter() - started)
+    lines, recalls = [], scores["recall"]
+    for i, kind in enumerate(scores["classes"]):
+        mistakes = np.where(np.arange(len(recalls)) == i, 0, scores["confusion_matrix"][i])
+        lines.append(f"| {kind} | {scores['counts'][kind]:,} | {percent(recalls[kind])} | "
+                     f"{scores['classes'][int(mistakes.argmax())]} ({int(mistakes.max())}) |")
+    rare = [kind for kind in recalls if recalls[kind] < 0.5]
+    config = recogniser.config
+    card = CARD.format(
+        name=name, backbone=config.backbone, parameters=f"{sum(p.numel() for p in recogniser.network.parameters()):,}",
+        size=config.size, megabytes=path.stat().st_size / 1e6, method=config.method, epochs=config.epochs,
+        seed=config.seed, train=recogniser.about["environment"]["faces"]["train"], faces=scores["faces"],
+        accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
+        macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"],
+        classes="\n".join(lines), worst=" and ".join(rare).capitalize() or "Rare classes")
+    write_whole(output / f"{name}.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    click.echo(card)
+
+
+if __name__ == "__main__":
+    main()
