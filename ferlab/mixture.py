@@ -113,8 +113,8 @@ class ClassMixture:
     tied: both components share their variance. Untied ones are repaired to be monotone.
     minimum: fewer samples are not split.
     separation: nor are losses whose components, each with a variance of its own, are closer than this (Ashman's D), or
-    which a single Gaussian explains as well (Bayesian information criterion). Losses under right labels are one skewed
-    heap: D was 0.7 on rendered faces and 1.4 on FER+, but 2.0 with annotators' and 2.8 with symmetric noise, at 30 %.
+    which a single Gaussian explains as well (Bayesian information criterion). As log-odds, rightly labelled rendered
+    faces alone had a D of 0.7 to 1.0; with annotators' noise it was 1.8 and with symmetric noise 3.9, at 30 %.
     In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
     does not separate.
 
