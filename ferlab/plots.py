@@ -383,7 +383,7 @@ def _label_faces(axes: np.ndarray, name: str) -> None:
 @_styled
 def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str], wrong: np.ndarray | None = None,
                    mixtures: Mapping[int, TwoGaussians | None] | None = None, columns: int = 4,
-                   title: str = "") -> Picture:
+                   title: str = "", xlabel: str = "loss") -> Picture:
     """For each given class the histogram of its faces' losses, clean and wrong labels stacked, and its fitted mixture.
 
     losses: [N]; given: int [N]; wrong: bool [N], True = the label is wrong, None = not known.
@@ -412,7 +412,7 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
             each.plot(line, curves[1], "black", linewidth=1.8, linestyle="--")
         share = f", {100 * wrong_ones[mine].mean():.0f} % wrong" if wrong is not None and mine.any() else ""
         each.set_title(f"{classes[c]}{share}", fontsize=12)
-    _label_faces(axes, "loss")
+    _label_faces(axes, xlabel)
     if wrong is not None:
         figure.legend([Patch(facecolor=CLEAN), Patch(facecolor=WRONG, hatch="////", edgecolor="white")],
                       ["clean label", "wrong label"], loc="outside lower center", ncols=2)
