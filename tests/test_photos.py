@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferlab import benchmarks, photos
+from ferlab import benchmarks, load_pretrained, photos
 from ferlab.errors import FerlabError
+from ferlab.recogniser import ASSETS
 
 PLACES = np.array([(40, 60, 160), (270, 40, 180), (470, 260, 150)])
 
@@ -103,3 +105,13 @@ def test_command_predicts_draws_and_goes_on_after_a_bad_photo(
         assert sum(face["probability"].values()) == pytest.approx(1, abs=1e-5)
     whole = ferlab("predict", tmp_path / "party.png", "--model", run, "--whole")
     assert whole.code == 0 and whole.out.count("face 1 at x 80, y 0, 480 pixels") == 1
+
+
+def test_the_packaged_recogniser_has_a_card_that_tells_its_accuracy(scene: np.ndarray):
+    recogniser = load_pretrained("ferplus")
+    probability = recogniser.predict(photos.crop_faces(scene, photos.find_faces(scene)))
+    assert probability.shape == (3, 8) and recogniser.classes[:2] == ("neutral", "happiness")
+    assert (ASSETS / "ferplus.pt").stat().st_size < 10e6
+    card = (ASSETS / "ferplus.md").read_text(encoding="utf-8")
+    assert f"{recogniser.config.epochs} epochs" in card and all(f"| {name} |" in card for name in recogniser.classes)
+    assert re.search(r"accuracy \| \*\*\d\d\.\d %\*\*", card)

@@ -18,7 +18,7 @@ from ferlab.evaluation import evaluate
 from ferlab.recogniser import ASSETS, Recogniser
 from ferlab.runs import write_whole
 
-CARD = """# {name}: a recogniser of posed and candid expressions
+CARD = """# {name}: a recogniser of facial expressions
 
 `ferlab.load_pretrained("{name}")` and `ferlab predict photo.jpg`. Made by `tools/package_model.py` from one training;
 the numbers below are measured by it.
@@ -44,7 +44,8 @@ what the person feels: a smile is no proof of joy, and raters disagree about a g
 about people - hiring, schooling, policing, insurance, medicine, attention at work - nor for watching people who have
 not agreed; the European Union's AI Act forbids inferring emotions at work and at school (Article 5(1)(f)).
 
-**Known failures.** {worst} are rarely found: there are few such faces in the data, and raters agree least on them.
+**Known failures.** Found less than half of the time: {worst}; there are few such
+faces in the data, and raters agree least on them.
 Faces from the side, tilted, partly hidden or lit from one side; drawings and statues. It always answers with one of
 its classes, also for what is no face: look at the probability. Probabilities follow the majority's label, so they are
 more certain than the raters are.
@@ -90,7 +91,7 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
         seed=config.seed, train=recogniser.about["environment"]["faces"]["train"], faces=scores["faces"],
         accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
         macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"],
-        classes="\n".join(lines), worst=" and ".join(rare).capitalize() or "Rare classes")
+        classes="\n".join(lines), worst=", ".join(rare) or "no class")
     write_whole(output / f"{name}.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
     click.echo(card)
 
