@@ -270,6 +270,8 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
 
 def scores_table(result: dict[str, Any]) -> str:
     """The scores of ``evaluation.evaluate`` as a small table: recall and most frequent mistake of each class."""
+    from ferlab.evaluation import most_taken_for
+
     rule = f" (rule: {result['rule']})" if result["rule"] else ""
     lines = [
         f"{result['data']} {result['split']}{rule}, {result['faces']:,} faces, against the {result['against']} labels",
@@ -284,10 +286,8 @@ def scores_table(result: dict[str, Any]) -> str:
         lines.append(f"{result['skipped']:,} images could not be read and are left out.")
     width = max(len("class"), *map(len, result["classes"]))
     lines += ["", f"{'class':<{width}}  {'faces':>7}  {'recall':>8}  most often taken for"]
-    for i, name in enumerate(result["classes"]):
-        mistakes = [0 if j == i else count for j, count in enumerate(result["confusion_matrix"][i])]
-        most = max(mistakes)
-        taken = f"{result['classes'][mistakes.index(most)]} ({most:,})" if most else "-"
+    for name, (other, most) in most_taken_for(result).items():
+        taken = f"{other} ({most:,})" if most else "-"
         lines.append(f"{name:<{width}}  {result['counts'][name]:>7,}  {percent(result['recall'][name]):>8}  {taken}")
     return "\n".join(lines)
 
@@ -295,7 +295,7 @@ def scores_table(result: dict[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------------------- predict
 
 @cli.command()
-@click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PHOTOS...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="ferplus", show_default=True,
               help="A recogniser that comes with ferlab, a run directory, or a file of Recogniser.save.")
 @click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False),
@@ -303,7 +303,7 @@ def scores_table(result: dict[str, Any]) -> str:
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write boxes and probabilities there.")
 @click.option("--whole", is_flag=True, help="Each photo is one face already: do not look for faces.")
-def predict(photos: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool) -> None:
+def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool) -> None:
     """Find the faces in photos and tell each one's expression.
 
     Faces are found where they look towards the camera. The classes are those that raters choose from; what a person
@@ -311,25 +311,23 @@ def predict(photos: tuple[Path, ...], model: str, directory: Path | None, report
     """
     import numpy as np
 
-    from ferlab import load_pretrained, runs
-    from ferlab import photos as p
+    from ferlab import load_pretrained, photos, runs
 
     recogniser = load_pretrained(model)
-    if directory is not None and len({path.stem for path in photos}) < len(photos):
+    if directory is not None and len({path.stem for path in paths}) < len(paths):
         raise FerlabError("Two photos have the same name, so that their pictures would overwrite each other: "
                           "give them one folder at a time.")
-    results, unread = [], []
-    for path in photos:
+    results = []
+    for path in paths:
         try:
-            photo = p.read_photo(path)
+            photo = photos.read_photo(path)
         except FerlabError as error:  # the others are still of use
-            unread.append(str(error))
             click.echo(f"ferlab: {error}", err=True)
             continue
         side = min(photo.shape[:2])
         middle = [[(photo.shape[1] - side) // 2, (photo.shape[0] - side) // 2, side]]
-        boxes = np.array(middle) if whole else p.find_faces(photo)
-        faces = p.crop_faces(photo, boxes, max(48, recogniser.config.size))
+        boxes = np.array(middle) if whole else photos.find_faces(photo)
+        faces = photos.crop_faces(photo, boxes, max(48, recogniser.config.size))
         probability = recogniser.predict(faces)
         if not len(boxes):
             click.echo(f"{path}: no face that looks at the camera; --whole takes the photo as one face")
@@ -346,7 +344,7 @@ def predict(photos: tuple[Path, ...], model: str, directory: Path | None, report
             runs.write_whole(directory / f"{path.stem}.png", functools.partial(Path.write_bytes, data=picture))
     if report is not None:
         runs.write_json(report, {"model": model, "classes": list(recogniser.classes), "photos": results})
-    if unread:
+    if len(results) < len(paths):
         sys.exit(2)
 
 

@@ -16,7 +16,7 @@ from ferlab.data import FaceSet
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
 from ferlab.errors import FerlabError
 from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
-from ferlab.mixture import ClassMixture, log_odds
+from ferlab.mixture import ClassMixture, evidence
 from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Method, Trainer
@@ -165,14 +165,9 @@ class DRFERMethod(Method):
         return self.config.evidence in ("margin", "both")
 
     def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None) -> Tensor:
-        """The score to split by, [N], higher = more likely wrong: the loss (the source's), its log-odds, the negative
-        retrieval margin, or the standardised sum of loss and margin."""
-        if precision is None or not self.uses_retrieval:
-            return loss if self.config.evidence == "loss" else torch.from_numpy(log_odds(loss.cpu().numpy())).to(loss)
-        margin = -retrieval_margin(precision, given)
-        if self.config.evidence == "margin":
-            return margin
-        return torch.stack([(s - s.mean()) / s.std().clamp(min=1e-9) for s in (loss, margin)]).sum(0)
+        """The configured score to split by, [N] (``mixture.evidence``); precision: [N, C], where retrieval counts."""
+        margin = None if precision is None else retrieval_margin(precision, given).cpu().numpy()
+        return torch.from_numpy(evidence(self.config.evidence, loss.cpu().numpy(), margin)).to(loss)
 
     def fit_mixture(self, scores: Tensor) -> ClassMixture:
         """The mixture of the training faces' scores [N]; one for all classes unless ``split`` is "class"."""

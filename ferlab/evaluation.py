@@ -71,6 +71,14 @@ def evaluate(recogniser: Recogniser, faces: FaceSet, *, against: str = "referenc
     }
 
 
+def most_taken_for(result: dict[str, Any]) -> dict[str, tuple[str, int]]:
+    """For each class of ``evaluate``'s result the one that its faces are most often mistaken for, and how many."""
+    wrong = np.array(result["confusion_matrix"])
+    np.fill_diagonal(wrong, 0)
+    names = result["classes"]
+    return {name: (names[row.argmax()], int(row.max())) for name, row in zip(names, wrong, strict=True)}
+
+
 def translate(classes: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
     """``classes`` under the names that ``known`` has for the same expressions, where it has one."""
 

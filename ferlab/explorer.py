@@ -38,7 +38,7 @@ from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
 from ferlab.drfer import epochs_to_split
 from ferlab.errors import FerlabError
-from ferlab.mixture import ClassMixture, TwoGaussians, log_odds
+from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
@@ -95,12 +95,10 @@ class Suspects:
         """The score that the faces were split by, [N], higher = more likely wrong."""
         recent = self.history[-self.config.smooth_collections:]
         loss = recent.mean(0) if len(recent) else self.loss
-        if self.config.evidence in ("loss", "odds"):
-            return loss if self.config.evidence == "loss" else log_odds(loss)
-        margin = -retrieval_margin(torch.as_tensor(self.average_precision), self.given.cpu()).numpy()
-        if self.config.evidence == "margin":
-            return margin
-        return np.sum([(s - s.mean()) / max(s.std(), 1e-9) for s in (loss, margin)], axis=0)
+        margin = None
+        if self.config.evidence in ("margin", "both"):
+            margin = retrieval_margin(torch.as_tensor(self.average_precision), self.given.cpu()).numpy()
+        return evidence(self.config.evidence, loss, margin)
 
     @cached_property
     def collected(self) -> list[int]:

@@ -24,6 +24,20 @@ def log_odds(losses) -> np.ndarray:
     return losses + np.log(-np.expm1(-losses))
 
 
+def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) -> np.ndarray:
+    """The score to split by, [N], higher = more likely wrong, from the losses [N] and the retrieval margin [N].
+
+    kind: "loss" (the source's), "odds", its ``log_odds``, "margin", the negative one, or "both", the standardised sum
+    of loss and negative margin. Only the last two need the margin.
+    """
+    if kind in ("loss", "odds"):
+        return losses if kind == "loss" else log_odds(losses)
+    assert margin is not None
+    if kind == "margin":
+        return -margin
+    return np.sum([(s - s.mean()) / max(s.std(ddof=1), 1e-9) for s in (losses, -margin)], axis=0)
+
+
 @dataclass(frozen=True)
 class TwoGaussians:
     """Two Gaussians on a line: low and high mean, their standard deviations, and the weight of the low one."""

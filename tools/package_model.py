@@ -10,13 +10,12 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 
 from ferlab import benchmarks, load_pretrained
 from ferlab.cli import percent
-from ferlab.evaluation import evaluate
+from ferlab.evaluation import evaluate, most_taken_for
 from ferlab.recogniser import ASSETS, Recogniser
-from ferlab.runs import write_whole
+from ferlab.walkthrough import write_text
 
 CARD = """# {name}: a recogniser of facial expressions
 
@@ -78,11 +77,9 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
     started = time.perf_counter()
     packaged.predict(valid.images[:1024])
     speed = 1024 / (time.perf_counter() - started)
-    lines, recalls = [], scores["recall"]
-    for i, kind in enumerate(scores["classes"]):
-        mistakes = np.where(np.arange(len(recalls)) == i, 0, scores["confusion_matrix"][i])
-        lines.append(f"| {kind} | {scores['counts'][kind]:,} | {percent(recalls[kind])} | "
-                     f"{scores['classes'][int(mistakes.argmax())]} ({int(mistakes.max())}) |")
+    recalls = scores["recall"]
+    lines = [f"| {kind} | {scores['counts'][kind]:,} | {percent(recalls[kind])} | {other} ({most}) |"
+             for kind, (other, most) in most_taken_for(scores).items()]
     rare = [kind for kind in recalls if recalls[kind] < 0.5]
     config = recogniser.config
     card = CARD.format(
@@ -92,7 +89,7 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
         accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
         macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"],
         classes="\n".join(lines), worst=", ".join(rare) or "no class")
-    write_whole(output / f"{name}.md", lambda temporary: temporary.write_text(card, encoding="utf-8"))
+    write_text(output / f"{name}.md", card)
     click.echo(card)
 
 
