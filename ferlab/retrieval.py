@@ -161,10 +161,10 @@ def relabel(average_precision: Tensor | np.ndarray, sharpness: float = 1.0) -> T
     average_precision: [Q, C]; negative values (chance-corrected APs) count as 0; a row without a positive AP becomes
     uniform. sharpness: the APs are raised to this power first; 1 is the source's, higher = more decided (ours).
     """
-    similarity = torch.as_tensor(average_precision).clamp(min=0) ** sharpness
-    total = similarity.sum(1, keepdim=True)
-    uniform = torch.full_like(similarity, 1 / similarity.shape[1])
-    return torch.where(total > 0, similarity / total.clamp(min=1e-30), uniform)
+    similarity = torch.as_tensor(average_precision).clamp(min=0)
+    best = similarity.max(1, keepdim=True).values
+    similarity = torch.where(best > 0, similarity / best, 1.0) ** sharpness  # relative, so that no power underflows
+    return similarity / similarity.sum(1, keepdim=True)
 
 
 def retrieval_margin(average_precision: Tensor, given: Tensor) -> Tensor:

@@ -253,9 +253,9 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
     for i, label in enumerate(given.tolist()):
         others = [c for c in range(3) if c != label]
         latent = (branches[i, label] / 1.2).softmax(0)
-        soft += (1 - w[i]) * ((logits[i, others].softmax(0) - latent) ** 2).sum() / 32
+        soft += (1 - w[i].item()) * ((logits[i, others].softmax(0) - latent) ** 2).sum().item() / 32
     found = terms(trainer, batch)
-    assert found["latent"].item() == pytest.approx(float(soft), rel=1e-4)
+    assert found["latent"].item() == pytest.approx(soft, rel=1e-4)
     assert found["cross_entropy"].item() == pytest.approx(F.cross_entropy(w[:, None] * logits, given).item(), rel=1e-4)
 
 

@@ -175,6 +175,7 @@ def test_relabel_gives_the_posters_example():
     assert torch.allclose(relabel(torch.tensor([[3.0, 2.0, 0.0]]), sharpness=2), torch.tensor([[9 / 13, 4 / 13, 0.0]]))
     assert torch.allclose(relabel(torch.tensor([[-0.5, 0.0, -0.1], [0.5, -0.5, 0.0]])),
                           torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]]))
+    assert torch.allclose(relabel(torch.tensor([[2e-11, 1e-11]]), sharpness=3), torch.tensor([[8 / 9, 1 / 9]]))
 
 
 @settings(max_examples=60, deadline=None)
