@@ -9,7 +9,9 @@ A grid file names data, noise, methods, schedules and seeds:
 
 The first seed tries every schedule; the others run each method and noise with the schedule that was best on valid then.
 Every cell (method, schedule, noise, seed) becomes results/NAME-METHOD-SCHEDULE-NOISE-SEED.json; cells whose file exists
-are skipped, and an interrupted one goes on from the checkpoint of its run directory.
+are skipped, and an interrupted one goes on from the checkpoint of its run directory. A training that fails is recorded
+with its reason and settings (``failed``); delete its file to try it again. Several processes with the same folders
+share the cells of a grid.
 """
 
 from __future__ import annotations
@@ -57,10 +59,18 @@ class Cell:
 
 
 def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
-    """The cells of a grid file. Raises FerlabError for a file that is no grid."""
+    """The cells of a grid file.
+
+    Raises FerlabError for a file that is no grid, and for an unknown key, data set, profile, noise, method or setting,
+    with its line and the known ones.
+    """
+    from ferlab import benchmarks, comparators, config
+    from ferlab.data import NOISE_KINDS
+
     try:
-        grid = json.loads(path.read_text())
-        return [
+        text = path.read_text()
+        grid = json.loads(text)
+        cells = [
             Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
                  schedule, settings | times, seed)
             for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
@@ -68,13 +78,33 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         ]
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}): see benchmarks/.") from error
+    settings = [key for part in ("methods", "schedules") for each in grid[part].values() for key in each]
+    keys = ("name", "data", "options", "profile", "seeds", "noise", "methods", "schedules")
+    for what, found, known in (
+        ("key", grid, keys), ("data set", [grid["data"]], benchmarks.NAMES),
+        ("profile", [grid["profile"]], config.PROFILES),
+        ("noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
+        ("setting", settings, vars(config.Config())),
+        ("method", [cell.settings["method"] for cell in cells if "method" in cell.settings],
+         ("plain", "drfer", *comparators.NAMES)),
+    ):
+        for name in found:
+            if name not in known:
+                line = next((i for i, row in enumerate(text.splitlines(), 1) if json.dumps(name) in row), 1)
+                raise FerlabError(f'{path}, line {line}: there is no {what} "{name}"; the known ones are '
+                                  f"{', '.join(known)}.")
+    return cells
 
 
 def run_cell(cell: Cell, runs_folder: Path) -> dict:
-    """Load, add noise to the training labels only, train in a run directory, score the last epoch on valid and test."""
+    """Load, add noise to the training labels only, train in a run directory, score the last epoch on valid and test.
+
+    A training that fails makes a result with ``failed``, its reason, in place of scores.
+    """
     import torch
 
     from ferlab import benchmarks, config, runs, training
+    from ferlab.errors import BusyError
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # cells run side by side
@@ -85,20 +115,47 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     if cell.noise not in ("none", "given"):
         train = train.with_noise(cell.noise, cell.rate, cell.seed)
     settings = config.profile(cell.profile, **cell.settings, seed=cell.seed)
-    trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False)
-    scores = {
-        name: trainer.evaluate(faces, mirror=True)
-        for name, faces in zip(("valid", "test"), splits[1:], strict=True) if faces is not None and len(faces)
-    }
-    return {
+    result = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
-        "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
-        "scores": scores, "epochs": [_brief(record) for record in trainer.records],
         "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(),
     }
+    try:
+        trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False)
+    except BusyError:
+        raise
+    except FerlabError as error:
+        return result | {"failed": str(error)}
+    scores = {
+        name: trainer.evaluate(faces, mirror=True)
+        for name, faces in zip(("valid", "test"), splits[1:], strict=True) if faces is not None and len(faces)
+    }
+    return result | {
+        "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
+        "scores": scores, "epochs": [_brief(record) for record in trainer.records],
+    }
+
+
+def run_cell_once(cell: Cell, results: Path, runs_folder: Path, wait: bool = False) -> dict | None:
+    """Run a cell and write its result, unless that exists; None if another process did so, or is at it.
+
+    wait: wait for a process that is at it, and take over if it ends without a result.
+    """
+    from ferlab.errors import BusyError
+    from ferlab.runs import Run
+
+    path = results / f"{cell.name}.json"
+    try:
+        with Run(runs_folder / cell.name).alone(wait):
+            if path.exists():
+                return None
+            result = run_cell(cell, runs_folder)
+            write_json(path, result)
+    except BusyError:
+        return None
+    return result
 
 
 def _brief(record: dict) -> dict:
@@ -111,7 +168,7 @@ def run_grid(
     path: str | Path, results: str | Path, root: str | Path | None = None, runs_folder: str | Path = "runs",
     jobs: int = 1, only: str = "",
 ) -> list[str]:
-    """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run.
+    """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run here.
 
     only: cells whose name contains it. Raises FerlabError for a file that is no grid.
     """
@@ -119,22 +176,26 @@ def run_grid(
     cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
-    known = [json.loads(f.read_text()) for c in cells if (f := results / f"{c.name}.json").exists()]
+    names = {cell.name for cell in cells}
+    known = [result for result in read_results(results) if result["name"] in names]
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
     later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
     return done + _run(later, results, Path(runs_folder), jobs)
 
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:
-    cells = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
     done: list[str] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for finished in as_completed([pool.submit(run_cell, cell, runs_folder) for cell in cells]):
-            result = finished.result()
-            write_json(results / f"{result['name']}.json", result)
-            done.append(result["name"])
-            scores = ", ".join(f"{k} {v['accuracy']:.3f}" for k, v in result["scores"].items())
-            print(f"{len(done)}/{len(cells)} {result['name']}: {scores}, {result['seconds']:.0f} s", flush=True)
+        for wait in (False, True):  # first what nobody is at
+            left = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
+            futures = [pool.submit(run_cell_once, cell, results, runs_folder, wait) for cell in left]
+            for future in as_completed(futures):
+                if (result := future.result()) is None:
+                    continue
+                done.append(result["name"])
+                said = f"failed: {result['failed']}" if "failed" in result else ", ".join(
+                    [f"{k} {v['accuracy']:.3f}" for k, v in result["scores"].items()] + [f"{result['seconds']:.0f} s"])
+                print(f"{len(done)}/{len(cells)} {result['name']}: {said}", flush=True)
     return done
 
 
@@ -150,7 +211,16 @@ def best_schedules(results: list[dict]) -> list[dict]:
 
 
 def read_results(folder: str | Path) -> list[dict]:
-    """All results of a folder, in the order of their names."""
+    """All results of a folder, in the order of their names, without those that failed (``read_failures``)."""
+    return [result for result in _read_all(folder) if "failed" not in result]
+
+
+def read_failures(folder: str | Path) -> dict[str, str]:
+    """{name of a cell whose training failed: why}."""
+    return {result["name"]: result["failed"] for result in _read_all(folder) if "failed" in result}
+
+
+def _read_all(folder: str | Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
 
 

@@ -599,6 +599,8 @@ def report(results: Path, readme: Path | None) -> None:
     if readme is not None:
         bench.update_readme(readme, measured)
     click.echo(bench.tables(measured))
+    for name, reason in bench.read_failures(results).items():
+        click.echo(f"{name} failed: {reason}", err=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

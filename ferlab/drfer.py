@@ -28,7 +28,7 @@ def epochs_to_split(config: Config, epoch: int) -> int | None:
     ahead = config.warm_up - epoch
     if ahead < 0:
         ahead %= config.interval
-    never = config.split == "off" or epoch + ahead >= config.epochs
+    never = config.split == "off" or epoch + ahead > config.epochs
     return None if never or ahead >= config.smooth_collections else ahead
 
 
@@ -80,6 +80,17 @@ class DRFERMethod(Method):
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         self.history = torch.empty_like(state["history"], device=self.given.device)  # it grows with every collection
         return super().load_state_dict(state, strict, assign)
+
+    def round_of(self, epoch: int) -> tuple[int, int]:
+        config = self.config
+        if config.split == "off" or not config.restarts:
+            return 0, config.epochs
+        if epoch < config.warm_up:
+            return 0, config.warm_up
+        last = max(1, (config.epochs - config.warm_up) // config.interval) - 1  # too short a rest belongs to it
+        number = min((epoch - config.warm_up) // config.interval, last)
+        start = config.warm_up + number * config.interval
+        return start, config.epochs if number == last else start + config.interval
 
     @property
     def noisy(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one exception that ferlab raises for input that its user can mend."""
+"""The exceptions that ferlab raises for what its user can mend."""
 
 
 class FerlabError(ValueError):
@@ -6,3 +6,7 @@ class FerlabError(ValueError):
 
     The command line prints the sentence and exits with code 2; nothing is left half-written.
     """
+
+
+class BusyError(FerlabError):
+    """Another process is at work there."""

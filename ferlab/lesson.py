@@ -54,7 +54,7 @@ class Lesson:
 
     def settings(self, **changes) -> Config:
         """The profile's settings with some changed."""
-        return profile(seed=self.seed).replace(**changes)
+        return profile(**{"seed": self.seed, **changes})
 
     def train(self, faces: FaceSet | None = None, **changes) -> Trainer:
         """Train with the profile's settings, some changed; a training with the same settings and faces is only loaded.

@@ -14,28 +14,23 @@ import numpy as np
 from ferlab.errors import FerlabError
 
 
-def log_odds(losses) -> np.ndarray:
-    """log((1 - p) / p), the log-odds against the given label, from its losses -log p, [N]; higher = more likely wrong.
-
-    The order is that of the losses. But losses of right labels pile up at zero with a long tail, as no Gaussian does,
-    and on the scale of log-odds the right and the wrong ones are two heaps (ours).
-    """
-    losses = np.maximum(np.asarray(losses, dtype=np.float64), 1e-6)
-    return losses + np.log(-np.expm1(-losses))
-
-
 def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) -> np.ndarray:
     """The score to split by, [N], higher = more likely wrong, from the losses [N] and the retrieval margin [N].
 
-    kind: "loss" (the source's), "odds", its ``log_odds``, "margin", the negative one, or "both", the standardised sum
-    of loss and negative margin. Only the last two need the margin.
+    kind: "loss" (the source's), "root", its square root (ours), "margin", the negative one, or "both", the standardised
+    sum of root and negative margin. Only the last two need the margin.
+
+    The root keeps the order. But right labels' losses pile up at zero with a long tail, as no Gaussian does; under the
+    root, which evens out their spread, they are a heap. Log-odds do that too, and draw the surest faces out to a heap
+    of their own, which is then taken for the clean ones (seen on FER2013).
     """
-    if kind in ("loss", "odds"):
-        return losses if kind == "loss" else log_odds(losses)
+    root = np.sqrt(np.maximum(losses, 0))
+    if kind in ("loss", "root"):
+        return losses if kind == "loss" else root
     assert margin is not None
     if kind == "margin":
         return -margin
-    return np.sum([(s - s.mean()) / max(s.std(ddof=1), 1e-9) for s in (losses, -margin)], axis=0)
+    return np.sum([(s - s.mean()) / max(s.std(ddof=1), 1e-9) for s in (root, -margin)], axis=0)
 
 
 @dataclass(frozen=True)
@@ -127,8 +122,9 @@ class ClassMixture:
     tied: both components share their variance. Untied ones are repaired to be monotone.
     minimum: fewer samples are not split.
     separation: nor are losses whose components, each with a variance of its own, are closer than this (Ashman's D), or
-    which a single Gaussian explains as well (Bayesian information criterion). As log-odds, rightly labelled rendered
-    faces alone had a D of 0.7 to 1.0; with annotators' noise it was 1.8 and with symmetric noise 3.9, at 30 %.
+    which a single Gaussian explains as well (Bayesian information criterion). Roots of losses of FER+ (majority rule,
+    right by definition) had a D of 1.5 after ten epochs, of FER2013 1.9, of rendered faces with 30 % of annotators'
+    noise 2.2, of symmetric noise 2.7.
     In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
     does not separate.
 
@@ -143,7 +139,7 @@ class ClassMixture:
         scope: Literal["class", "shared"] = "class",
         tied: bool = True,
         minimum: int = 30,
-        separation: float = 1.5,
+        separation: float = 1.65,
     ):
         if scope not in ("class", "shared"):
             raise FerlabError(f'The mixture\'s scope is "{scope}": give "class" or "shared".')

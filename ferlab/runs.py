@@ -12,16 +12,17 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import torch
 
 from ferlab.config import Config
-from ferlab.errors import FerlabError
+from ferlab.errors import BusyError, FerlabError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -70,6 +71,27 @@ class Run:
         if not (run.directory / "config.json").is_file():
             raise FerlabError(f"{run.directory} holds no run (no config.json): make one with ferlab train --run DIR.")
         return run
+
+    @contextmanager
+    def alone(self, wait: bool = False) -> Iterator[None]:
+        """Hold the directory for one process, until the block or the process ends; a thread may hold it twice.
+
+        Raises BusyError if another process holds it, unless it may ``wait``.
+        """
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.directory / ".lock", is_singleton=True)
+            lock.acquire(timeout=-1 if wait else 0)
+        except filelock.Timeout as error:
+            raise BusyError(f"{self.directory} is in use by another training: wait for it, or choose another --run "
+                            "directory.") from error
+        except OSError as error:
+            raise FerlabError(f"{self.directory} cannot be written ({error.strerror}): choose a folder that you may "
+                              "write to.") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config(self) -> Config:

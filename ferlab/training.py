@@ -8,6 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,13 @@ class Method(nn.Module):
         loss = -(targets * F.log_softmax(logits.float(), dim=1)).sum(1)
         return loss.mean() if weight is None else (loss * weight).mean()
 
+    def round_of(self, epoch: int) -> tuple[int, int]:
+        """First epoch, from 0, of the round that ``epoch`` belongs to, and the first after it.
+
+        In every round the learning rate rises and falls once.
+        """
+        return 0, self.config.epochs
+
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
         """Called after epoch 1, 2, ... with the trainer, which can ``collect`` the training set; returns metrics."""
         return {}
@@ -127,7 +135,14 @@ class Trainer:
         self.records: list[dict] = []
 
     def fit(self) -> Trainer:
-        """Train to the last epoch, from the run's checkpoint if it has one."""
+        """Train to the last epoch, from the run's checkpoint if it has one.
+
+        Raises BusyError if another process is training there.
+        """
+        with nullcontext() if self.run is None else self.run.alone():
+            return self._fit()
+
+    def _fit(self) -> Trainer:
         if self.run is not None:
             self._begin_run(self.run)
         while self.epoch < self.config.epochs:
@@ -147,6 +162,7 @@ class Trainer:
 
     def _train_epoch(self) -> dict:
         config = self.config
+        start, end = self.method.round_of(self.epoch)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         torch.manual_seed(config.seed * 1_000_003 + self.epoch)
         self.network.train()
@@ -158,7 +174,7 @@ class Trainer:
         for step, (images, index) in enumerate(bar):
             if step == self.steps_per_epoch:
                 break  # a last, smaller batch would have statistics of its own
-            rate = self.learning_rate((self.epoch + step / self.steps_per_epoch) / config.epochs)
+            rate = self.learning_rate((self.epoch + step / self.steps_per_epoch - start) / (end - start))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
@@ -189,16 +205,11 @@ class Trainer:
             yield standardise(images.to(self.device, non_blocking=True), self.config.size), index
 
     def learning_rate(self, progress: float) -> float:
-        """Linear rise to the peak, plateau, cosine to zero, twice if there is a restart; progress in [0, 1]."""
+        """Linear rise to the peak, plateau, cosine to zero; progress in its round, in [0, 1]."""
         config = self.config
-        peak, restart = config.learning_rate, config.restart / config.epochs
-        if 0 < restart < 1:
-            first = progress < restart
-            progress = progress / restart if first else (progress - restart) / (1 - restart)
-            peak = peak if first else peak * config.restart_share
         rise = min(1.0, progress / config.ramp_up) if config.ramp_up else 1.0
         fall = max(0.0, progress - config.anneal_from) / max(1e-9, 1 - config.anneal_from)
-        return peak * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+        return config.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
 
     @torch.no_grad()
     def _update_average(self, step: int = 0) -> None:

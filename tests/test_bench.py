@@ -1,6 +1,8 @@
 """Grids of trainings: their cells, resuming, the choice of schedules, and the tables."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from ferlab.bench import (
     frame,
     interval,
     quoted,
+    read_failures,
     read_grid,
     read_results,
     run_grid,
@@ -48,12 +51,15 @@ def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path,
     monkeypatch.setattr("ferlab.bench.ProcessPoolExecutor", Inline)
     monkeypatch.setattr("ferlab.bench.as_completed", lambda futures: futures)
 
-    def cell_result(cell, runs_folder):
+    def cell_result(cell, results, runs_folder, wait):
         ran.append((cell.schedule, cell.seed))
-        return result(schedule=cell.schedule, seed=cell.seed, valid={"one": 0.4, "two": 0.6}[cell.schedule]) | {
+        made = result(schedule=cell.schedule, seed=cell.seed, valid={"one": 0.4, "two": 0.6}[cell.schedule]) | {
             "name": cell.name}
+        results.mkdir(exist_ok=True)
+        (results / f"{cell.name}.json").write_text(json.dumps(made))
+        return made
 
-    monkeypatch.setattr("ferlab.bench.run_cell", cell_result)
+    monkeypatch.setattr("ferlab.bench.run_cell_once", cell_result)
     path = grid_file(tmp_path)
     assert len(run_grid(path, tmp_path / "results")) == 3
     assert ran == [("one", 0), ("two", 0), ("two", 1)]
@@ -85,6 +91,44 @@ def test_one_real_cell_records_data_noise_settings_and_machine(tmp_path):
     assert made["faces"] == {"train": 48, "valid": 16, "test": 16} and "achieved 29" in made["achieved"]
     assert made["settings"]["seed"] == 3 and made["settings"]["epochs"] == 1 and made["environment"]["torch"]
     assert made["scores"]["test"]["faces"] == 16 and len(made["epochs"]) == 1
+
+
+def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
+    schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1}}
+    path = grid_file(tmp_path, seeds=[3], schedules=schedules)
+    run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
+    (made,) = read_results(tmp_path / "results")
+    (failed,) = read_failures(tmp_path / "results").items()
+    assert made["schedule"] == "one" and failed[0] == "tiny-plain-wild-symmetric30-3" and "not a number" in failed[1]
+    written = json.loads((tmp_path / "results" / f"{failed[0]}.json").read_text())
+    assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
+    assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == []
+
+
+def test_two_processes_share_a_grid(tmp_path):
+    path = grid_file(tmp_path, seeds=[0], schedules={f"{k}": {"epochs": k} for k in (1, 2, 3, 4)})
+    code = ("import sys; from ferlab.bench import run_grid\n"
+            "if __name__ == '__main__': run_grid(*sys.argv[1:3], runs_folder=sys.argv[3])")
+    script = tmp_path / "share.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(path), str(tmp_path / "results"), str(tmp_path / "runs")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = "".join(process.communicate(timeout=300)[0] for process in both)
+    assert all(process.returncode == 0 for process in both)
+    assert len(read_results(tmp_path / "results")) == 4
+    assert sorted(line.split()[1] for line in said.splitlines()) == [
+        f"tiny-plain-{k}-symmetric30-0:" for k in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"sead": [0]}, 'line 1: there is no key "sead".*seeds'), ({"data": "renderd"}, 'no data set "renderd".*rendered'),
+    ({"noise": [["loud", 0.1]]}, 'no noise "loud".*symmetric'), ({"profile": "slow"}, 'no profile "slow".*quick'),
+    ({"methods": {"x": {"method": "scm"}}}, 'no method "scm".*scn'),
+    ({"schedules": {"x": {"epoch": 3}}}, 'no setting "epoch".*epochs'),
+])
+def test_an_unknown_word_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
+    with pytest.raises(FerlabError, match=told):
+        read_grid(grid_file(tmp_path, **changes))
 
 
 def test_schedules_are_chosen_by_valid_on_the_first_seed():

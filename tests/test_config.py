@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ferlab.config import PROFILES, Config, profile, profile_name
+from ferlab.config import BASELINE_EPOCHS, PROFILES, Config, profile, profile_name
 from ferlab.errors import FerlabError
 
 
@@ -48,6 +48,8 @@ def test_profile_is_the_argument_then_the_variable_then_the_machine(monkeypatch)
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert profile_name("quick") == "quick" and profile_name() == "smoke"
     assert profile(epochs=2) == PROFILES["smoke"].replace(epochs=2)
+    assert profile(method="scn") == PROFILES["smoke"].replace(method="scn", epochs=BASELINE_EPOCHS["smoke"])
+    assert profile(method="plain", epochs=7).epochs == 7
     for unset in (lambda: monkeypatch.setenv("FERLAB_PROFILE", ""), lambda: monkeypatch.delenv("FERLAB_PROFILE")):
         unset()
         for gpu, name in ((True, "full"), (False, "quick")):
@@ -58,7 +60,6 @@ def test_profile_is_the_argument_then_the_variable_then_the_machine(monkeypatch)
         profile()
 
 
-def test_every_profile_splits_before_it_ends():
+def test_every_profile_ends_with_the_split_of_a_whole_round():
     for name, config in PROFILES.items():
-        splits = [e for e in range(config.warm_up, config.epochs) if (e - config.warm_up) % config.interval == 0]
-        assert splits, name
+        assert config.epochs > config.warm_up and (config.epochs - config.warm_up) % config.interval == 0, name

@@ -205,9 +205,32 @@ def test_splits_follow_the_schedule():
     for epoch in range(1, 13):
         if "split" in method.after_epoch(epoch, trainer):
             split.append(epoch)
-    assert split == [4, 7, 10]
+    assert split == [4, 7, 10]  # and not at 13, after the end
     # the collections that a split averages are those of its epoch and just before
     assert {3, 4, 6, 7, 9, 10} <= set(collected) and min(collected) >= 2
+
+
+@pytest.mark.parametrize("changes, rounds", [
+    ({"epochs": 12, "warm_up": 4, "interval": 4}, [(0, 4), (4, 8), (8, 12)]),
+    ({"epochs": 12, "warm_up": 4, "interval": 3}, [(0, 4), (4, 7), (7, 12)]),  # the rest belongs to the last round
+    ({"epochs": 12, "warm_up": 8, "interval": 9}, [(0, 8), (8, 12)]),
+    ({"epochs": 12, "warm_up": 0, "interval": 6}, [(0, 6), (6, 12)]),
+    ({"epochs": 12, "warm_up": 4, "restarts": False}, [(0, 12)]),
+    ({"epochs": 12, "warm_up": 4, "split": "off"}, [(0, 12)]),
+])
+def test_rounds_lie_between_the_splits(changes, rounds):
+    method = prepared(**changes)[0].method
+    assert list(dict.fromkeys(method.round_of(epoch) for epoch in range(12))) == rounds
+    assert all(start <= epoch < end for epoch in range(12) for start, end in [method.round_of(epoch)])
+
+
+def test_the_learning_rate_rises_and_falls_in_every_round(monkeypatch):
+    trainer = prepared(epochs=4, warm_up=2, interval=2)[0]
+    rates, rate = [], trainer.learning_rate
+    monkeypatch.setattr(trainer, "learning_rate", lambda progress: rates.append(rate(progress)) or rates[-1])
+    trainer.fit()
+    assert np.allclose(rates[: len(rates) // 2], rates[len(rates) // 2 :]) and len(set(rates)) > 2
+    assert [("split" in record) for record in trainer.records] == [False, True, False, True]
 
 
 def test_masked_copies_leave_batch_norm_to_the_faces():

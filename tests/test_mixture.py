@@ -8,7 +8,7 @@ from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
 from ferlab.errors import FerlabError
-from ferlab.mixture import ClassMixture, TwoGaussians, fit_two_gaussians, log_odds
+from ferlab.mixture import ClassMixture, TwoGaussians, evidence, fit_two_gaussians
 
 
 def planted(rng, count=4000, low=0.3, high=2.5, low_std=0.3, high_std=0.3, low_weight=0.7):
@@ -159,19 +159,25 @@ def test_bad_input_is_refused():
     assert len(ClassMixture().fit(np.zeros(0), np.zeros(0, int)).clean_probability) == 0
 
 
-def test_log_odds_keep_the_order_of_the_losses_and_are_finite():
-    p = np.array([1.0, 1 - 1e-9, 0.99, 0.5, 0.01, 1e-30])
-    odds = log_odds(-np.log(p))
-    assert odds[2:] == pytest.approx(np.log((1 - p[2:]) / p[2:]), rel=1e-6)
-    assert np.isfinite(odds).all() and (np.diff(odds) >= 0).all() and odds[3] == pytest.approx(0)
+def test_roots_of_losses_keep_their_order():
+    losses = np.array([0.0, 1e-9, 0.5, 4.0, 60.0])
+    root = evidence("root", losses)
+    assert root == pytest.approx([0, np.sqrt(1e-9), np.sqrt(0.5), 2, np.sqrt(60)])
+    assert (evidence("loss", losses) == losses).all()
 
 
-def test_losses_of_a_sure_network_fall_into_two_heaps_as_log_odds():
+def test_roots_of_losses_are_two_heaps_where_a_sure_network_makes_losses_a_pile_and_a_tail():
     rng = np.random.default_rng(0)
     wrong = rng.random(4000) < 0.3
-    odds = np.where(wrong, rng.normal(3, 1.5, 4000), rng.normal(-3, 1.5, 4000))
+    odds = np.where(wrong, rng.normal(3, 1.5, 4000), rng.normal(-3, 1.5, 4000))  # against the given label
     losses, labels = np.log1p(np.exp(odds)), np.zeros(4000, int)
-    right = {}
-    for name, scores in {"loss": losses, "odds": log_odds(losses)}.items():
-        right[name] = ((ClassMixture("shared").fit(scores, labels).clean_probability < 0.5) == wrong).mean()
-    assert right["odds"] > 0.97 and right["odds"] > right["loss"] + 0.003
+    right = {kind: ((ClassMixture("shared").fit(evidence(kind, losses), labels).clean_probability < 0.5) == wrong).mean()
+             for kind in ("loss", "root")}
+    print(right)
+    assert right["root"] > 0.97 and right["root"] > right["loss"] + 0.003
+
+
+def test_margin_evidence_falls_with_the_margin_and_both_adds_the_standardised_root():
+    losses, margin = np.array([0.0, 1.0, 4.0]), np.array([0.5, 0.1, -0.3])
+    assert evidence("margin", losses, margin) == pytest.approx(-margin)
+    assert evidence("both", losses, margin) == pytest.approx([-2, 0, 2])  # both standardise to -1, 0, 1

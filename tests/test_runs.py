@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from ferlab.config import Config
-from ferlab.errors import FerlabError
+from ferlab.errors import BusyError, FerlabError
 from ferlab.runs import Run, environment, write_json, write_whole
 
 
@@ -172,3 +175,18 @@ def test_states_with_code_are_refused(tmp_path):
     with pytest.raises(FerlabError):
         Run(tmp_path).state()
     assert not (tmp_path / "code_has_run").exists()
+
+
+def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
+    run, code = Run(tmp_path / "run"), "import sys; from ferlab.runs import Run\nwith Run(sys.argv[1]).alone(): input()"
+    other = subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdin=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (run.directory / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.2)
+    with pytest.raises(BusyError, match="run is in use by another training: wait"), run.alone():
+        pass
+    other.kill()
+    other.wait()
+    with run.alone(), Run(run.directory).alone():  # what a dead process held is free, and one process may hold it twice
+        pass

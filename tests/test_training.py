@@ -49,15 +49,6 @@ def test_learning_rate_rises_stays_and_falls():
     assert constant.learning_rate(0) == constant.learning_rate(0.99) == pytest.approx(0.4)
 
 
-def test_after_a_restart_the_rate_rises_and_falls_once_more():
-    once = Trainer(settings(epochs=10), Splits(bars(64), None, None))
-    twice = Trainer(settings(epochs=20, restart=10, restart_share=0.5), Splits(bars(64), None, None))
-    moments = np.linspace(0, 0.99, 34)
-    assert np.allclose([twice.learning_rate(m / 2) for m in moments], [once.learning_rate(m) for m in moments])
-    assert np.allclose([twice.learning_rate(0.5 + m / 2) for m in moments],
-                       [0.5 * once.learning_rate(m) for m in moments])
-
-
 def test_every_step_has_the_rate_of_its_moment(monkeypatch):
     trainer = Trainer(settings(epochs=2), Splits(bars(96), None, None))
     rates, step = [], trainer.optimizer.step
