@@ -65,7 +65,7 @@ class DRFERMethod(Method):
                 "lower warm_up, or set split=off."
             )
         count = len(train)
-        self.register_buffer("clean_probability", torch.ones(count))
+        self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))
         self.register_buffer("new_targets", self.targets.clone())
         self.register_buffer("history", torch.zeros(0, count))
@@ -143,7 +143,7 @@ class DRFERMethod(Method):
         precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
         mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
         split = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
-        found = torch.from_numpy(mixture.clean_probability).float()
+        found = torch.from_numpy(mixture.clean_probability)
         # a class that does not separate now keeps what is known of it: once learned, clean losses are one heap
         self.clean_probability = torch.where(
             split.to(loss.device)[self.given], found.to(loss.device), self.clean_probability)
@@ -158,7 +158,7 @@ class DRFERMethod(Method):
             rows = torch.ones_like(noisy) if config.keep_given == "all" else noisy
             soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                            config.sharpness)
-            w = 0 if config.keep_given == "none" else self.clean_probability[rows][:, None]
+            w = 0 if config.keep_given == "none" else self.clean_probability[rows][:, None].float()
             self.new_targets[rows] = w * self.targets[rows] + (1 - w) * soft
             self.weight[noisy] = config.relabel_weight
         return {"split": self.quality() | {"status": mixture.status}}
