@@ -22,9 +22,8 @@ test: $(READY) ## lint, types and tests
 	$(RUN) -m mypy
 	$(RUN) -m pytest
 
-bench: $(READY) ## measure the methods on rendered faces (hours); results go to benchmarks/results/
-	$(VENV)/bin/ferlab bench benchmarks/rendered.json --jobs 2
-	$(VENV)/bin/ferlab report --readme README.md
+bench: $(READY) ## measure the speed beside other ways (minutes); brackets: times the fastest of its group
+	$(RUN) -m pytest benchmarks/test_speed.py -s --benchmark-sort=name --benchmark-columns=min,median,rounds
 
 figures: $(READY) ## draw every picture of the README and the notebooks into figures/
 	$(RUN) -m ferlab.plots

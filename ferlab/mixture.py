@@ -139,7 +139,7 @@ class ClassMixture:
         scope: Literal["class", "shared"] = "class",
         tied: bool = True,
         minimum: int = 30,
-        separation: float = 1.7,
+        separation: float = 1.8,
     ):
         if scope not in ("class", "shared"):
             raise FerlabError(f'The mixture\'s scope is "{scope}": give "class" or "shared".')

@@ -122,7 +122,7 @@ def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind,
     method = trainer.method
     method.history[0, :40] = torch.linspace(0.6, 2.0, 40)  # some in doubt
     method.split_and_relabel(embedding)
-    noisy, w = method.noisy, method.clean_probability[method.noisy][:, None]
+    noisy, w = method.noisy, method.clean_probability[method.noisy][:, None].float()
     precision = class_average_precision(embedding[noisy], embedding[~noisy], method.given[~noisy], 3, 60,
                                         kind == "balanced", kind == "chance")
     expected = relabel(precision, 1.5)
