@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -84,6 +86,16 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
     write_text(path, page)
 
 
+def write_figures(notebook: NotebookNode, folder: Path, name: str) -> None:
+    """Every picture that it shows, as ``folder``/NAME_CELL_OUTPUT.png."""
+    from nbconvert.preprocessors import ExtractOutputPreprocessor
+
+    extract = ExtractOutputPreprocessor(extract_output_types={"image/png"})
+    _, found = extract.preprocess(copy.deepcopy(notebook), {"unique_key": name, "outputs": {}})
+    for file, picture in found["outputs"].items():
+        write_whole(folder / file, functools.partial(Path.write_bytes, data=picture))
+
+
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
     """The notebook as .ipynb."""
     write_text(path, nbformat.writes(notebook) + "\n")
@@ -102,7 +114,8 @@ def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = No
                 say: Callable[..., Any] = print, folder: Path | None = None) -> bool:
     """Run the notebooks in order; True if all went well, False after the first that fails.
 
-    output: where each is written as notebook and as page, by default walkthrough/ beside the notebooks' folder.
+    output: where each is written as notebook and as page, and its pictures in figures/ there; by default walkthrough/
+    beside the notebooks' folder.
     in_place: also update the notebooks themselves, those that went well.
     say: receives each line of progress, and the source and traceback of a cell that fails.
     """
@@ -115,6 +128,7 @@ def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = No
         notebook, trouble = execute(path, profile)
         write_notebook(notebook, output / path.name)
         write_page(notebook, output / f"{path.stem}.html")
+        write_figures(notebook, output / "figures", path.stem)
         if trouble:
             say(f"  {path.stem} failed after {time.perf_counter() - started:.0f} s\n\n{trouble}\n")
             say(f"What it showed until then is in {output / path.stem}.html; it can be mended with make lab.")

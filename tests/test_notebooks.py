@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 from ferlab import walkthrough
 from ferlab.errors import FerlabError
@@ -91,6 +92,14 @@ def test_in_place_leaves_nothing_that_changes_from_run_to_run(tmp_path: Path):
         assert [cell.execution_count for cell in notebook.cells] == [1, 2]
         assert notebook.cells[1].outputs[0].text == "hello\n"
         assert all(not cell.metadata for cell in notebook.cells)
+
+
+def test_the_pictures_are_left_as_files(tmp_path: Path):
+    picture = "from PIL import Image\nImage.new('RGB', (8, 8), 'red')"
+    path = write_notebook(tmp_path / "notebooks", "01_red", "print('nothing to see')", picture)
+    assert walkthrough.execute_all("smoke", say=lambda _: None, folder=path.parent)
+    (figure,) = (tmp_path / "walkthrough" / "figures").iterdir()
+    assert figure.name == "01_red_1_0.png" and Image.open(figure).getpixel((4, 4)) == (255, 0, 0)
 
 
 def test_only_chooses_by_number(tmp_path: Path):
