@@ -326,7 +326,29 @@ def tables(results: list[dict]) -> str:
         devices = ", ".join(dict.fromkeys(r["environment"]["device"].split(",")[0] for r in mine))
         parts.append(f"`{data}`, {split} split, profile `{mine[0]['profile']}`, {devices}; last epoch, schedules "
                      f"chosen on valid, minutes as trained:\n\n{table(mine, split)}")
+        if closed := gap_closed(mine, split):
+            parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
+                         f"{split} split), closed by " + "; ".join(
+                             f"{method}, {noise} {rate:.0%}: {share:.0%}"
+                             for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
+
+
+def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], float]:
+    """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of mean accuracies of one data set.
+
+    1 = as good as plain training on true labels, 0 = no better than plain training on the noisy ones, negative = worse.
+    """
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for r in best_schedules(results):
+        found.setdefault((r["method"], r["noise"], r["rate"]), []).append(r["scores"][split]["accuracy"])
+    mean = {key: float(np.mean(values)) for key, values in found.items()}
+    ceiling, closed = mean.get(("plain", "none", 0.0)), {}
+    for (method, noise, rate), accuracy in sorted(mean.items()):
+        plain = mean.get(("plain", noise, rate))
+        if rate and method != "plain" and plain is not None and ceiling is not None and ceiling > plain:
+            closed[method, noise, rate] = (accuracy - plain) / (ceiling - plain)
+    return closed
 
 
 def update_readme(readme: str | Path, results: list[dict]) -> None:

@@ -12,6 +12,7 @@ from ferlab.bench import (
     SETTING,
     best_schedules,
     frame,
+    gap_closed,
     interval,
     quoted,
     read_failures,
@@ -141,6 +142,15 @@ def test_interval_is_students():
     mean, half = interval([1.0, 2.0, 3.0])
     assert mean == 2 and np.isclose(half, 4.302653 / np.sqrt(3))  # t(0.975, 2) = 4.3027, standard deviation 1
     assert np.isnan(interval([1.0])[1])
+
+
+def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
+    noisy = [result(test=0.80), result(method="full", test=0.85), result(method="scn", test=0.78)]
+    ceiling = result(noise="none", test=0.90) | {"rate": 0.0}
+    closed = gap_closed([*noisy, ceiling], "test")
+    assert closed == {("full", "symmetric", 0.3): pytest.approx(0.5), ("scn", "symmetric", 0.3): pytest.approx(-0.2)}
+    assert "full, symmetric 30%: 50%" in tables([*noisy, ceiling])
+    assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
 def measured(**changes):
