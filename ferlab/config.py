@@ -101,9 +101,18 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Config:
-        """The settings that ``to_json`` wrote."""
-        return cls().replace(**json.loads(text))
+    def from_json(cls, text: str, lenient: bool = False) -> Config:
+        """The settings that ``to_json`` wrote.
+
+        lenient: leave out those that this version does not know any more, as is right for a trained network, whose
+        settings of training are history. Else they raise FerlabError.
+        """
+        settings = json.loads(text)
+        if lenient:
+            known = {f.name for f in dataclasses.fields(cls)}
+            settings = {name: value for name, value in settings.items()
+                        if name in known and value in CHOICES.get(name, (value,))}
+        return cls().replace(**settings)
 
 
 BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")

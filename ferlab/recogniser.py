@@ -53,7 +53,7 @@ class Recogniser:
         path = Path(path)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            config = Config.from_json(state["config"])
+            config = Config.from_json(state["config"], lenient=True)
         except OSError as error:
             raise FerlabError(f"{path} cannot be opened ({error.strerror}).") from error
         except Exception as error:

@@ -44,6 +44,13 @@ def test_settings_come_back_from_json(config):
     assert json.loads(config.to_json())["learning_rate"] == config.learning_rate
 
 
+def test_settings_of_another_version_are_refused_or_left_out():
+    old = json.dumps(json.loads(Config(epochs=7).to_json()) | {"restart": 3, "evidence": "odds"})
+    with pytest.raises(FerlabError, match="no setting restart"):
+        Config.from_json(old)
+    assert Config.from_json(old, lenient=True) == Config(epochs=7)
+
+
 def test_profile_is_the_argument_then_the_variable_then_the_machine(monkeypatch):
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert profile_name("quick") == "quick" and profile_name() == "smoke"
