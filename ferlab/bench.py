@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ferlab.errors import FerlabError
-from ferlab.runs import write_json, write_whole
+from ferlab.errors import BusyError, FerlabError
+from ferlab.runs import Run, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -85,8 +85,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         ("profile", [grid["profile"]], config.PROFILES),
         ("noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
         ("setting", settings, vars(config.Config())),
-        ("method", [cell.settings["method"] for cell in cells if "method" in cell.settings],
-         ("plain", "drfer", *comparators.NAMES)),
+        ("method", [cell.settings["method"] for cell in cells if "method" in cell.settings], comparators.METHODS),
     ):
         for name in found:
             if name not in known:
@@ -104,7 +103,6 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     import torch
 
     from ferlab import benchmarks, config, runs, training
-    from ferlab.errors import BusyError
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # cells run side by side
@@ -124,8 +122,6 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     }
     try:
         trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False)
-    except BusyError:
-        raise
     except FerlabError as error:
         return result | {"failed": str(error)}
     scores = {
@@ -143,9 +139,6 @@ def run_cell_once(cell: Cell, results: Path, runs_folder: Path, wait: bool = Fal
 
     wait: wait for a process that is at it, and take over if it ends without a result.
     """
-    from ferlab.errors import BusyError
-    from ferlab.runs import Run
-
     path = results / f"{cell.name}.json"
     try:
         with Run(runs_folder / cell.name).alone(wait):

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
@@ -888,15 +889,9 @@ def _write(path: Path, data: bytes) -> None:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Let one process at a time make ``path``; the others wait, and find it made."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: nothing to lock with; two at once would do the same work twice
-        yield
-        return
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(open(path.with_suffix(".lock"), "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            stack.enter_context(filelock.FileLock(path.with_suffix(".lock")))
         except OSError as error:
             if not path.exists():  # what is there already can be used from a disk that is read-only
                 raise FerlabError(f"{path.parent} cannot be written ({error.strerror}); give another folder as cache, "

@@ -311,8 +311,7 @@ def method_class(name: str) -> type[Method]:
     from ferlab import comparators
 
     if name not in comparators.NAMES:
-        names = ", ".join(["plain", "drfer", *comparators.NAMES])
-        raise FerlabError(f'There is no method "{name}": choose one of {names}.')
+        raise FerlabError(f'There is no method "{name}": choose one of {", ".join(comparators.METHODS)}.')
     module = importlib.import_module(f"ferlab.comparators.{name}")
     return next(value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)
                 and value.__module__ == module.__name__)
