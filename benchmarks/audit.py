@@ -12,10 +12,12 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 
 from ferlab import metrics
 from ferlab.audit import Audit, read
 from ferlab.errors import FerlabError
+from ferlab.retrieval import retrieval_margin
 from ferlab.runs import write_json
 
 
@@ -31,7 +33,8 @@ def suspicion(found: Audit) -> dict[str, np.ndarray]:
             name = f"cleanlab {method}" + (" adjusted" if adjusted else "")
             scores[name] = -get_label_quality_scores(
                 found.given, found.probability.astype(float), method=method, adjust_pred_probs=adjusted)
-    return scores | {"retrieval margin": -found.margin, "audit score": found.score}
+    margin = retrieval_margin(torch.from_numpy(found.average_precision), torch.from_numpy(found.given)).numpy()
+    return scores | {"retrieval margin": -margin, "audit score": found.score}
 
 
 def compare(found: Audit, truth: np.ndarray) -> dict:
@@ -50,8 +53,10 @@ def compare(found: Audit, truth: np.ndarray) -> dict:
                "recall": float(flags[known][wrong].mean()) if wrong.any() else None, "flagged": int(flags.sum())}
         for name, flags in (("cleanlab find_label_issues", issues), ("audit, as many", ours))
     }
-    labels = {"network's prediction": found.probability.argmax(1),
-              "retrieval": found.average_precision.argmax(1), "audit's suggestion": found.suggested}
+    is_given = np.arange(len(found.classes)) == found.given[:, None]
+    labels = {"network's prediction": found.probability.argmax(1), "retrieval": found.average_precision.argmax(1),
+              "network's best but the given": np.where(is_given, -1, found.probability).argmax(1),
+              "audit's suggestion": found.suggested}
     right = {name: float((label == truth)[known][wrong].mean()) if wrong.any() else None
              for name, label in labels.items()}
     best = {kind: max(value[kind] or 0 for name, value in detection.items() if name.startswith("cleanlab"))

@@ -3,8 +3,8 @@
     found = audit(faces, config.profile(method="plain"), "audits/mine")    # k trainings, each on all folds but one
     found.table()                                                          # most suspicious first
 
-Two pieces of evidence are put together (ours): the cross-entropy of the given label, and the retrieval margin, which is
-the given class's average precision less the best other class's, among the faces of the other folds.
+What the face looks like, to the network and by retrieval among the faces of the other folds, is weighed against what a
+label of the given class is worth in this data set (``confusion.label_posterior``; ours).
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from ferlab import metrics
 from ferlab.config import Config
+from ferlab.confusion import label_posterior
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
-from ferlab.retrieval import class_average_precision, relabel, retrieval_margin
+from ferlab.retrieval import class_average_precision, relabel
 from ferlab.runs import write_json, write_whole
 from ferlab.training import Trainer, train
 
@@ -49,31 +50,26 @@ class Audit:
     average_precision: np.ndarray
     sharpness: float = 1.0
 
-    @property
-    def loss(self) -> np.ndarray:
-        """Cross-entropy of the given label, [N]; higher = more likely wrong."""
-        return -np.log(np.maximum(self.probability[np.arange(len(self.given)), self.given], 1e-12))
+    @cached_property
+    def soft_label(self) -> np.ndarray:
+        """Posterior of the true class, float64 [N, C]; rows sum to 1."""
+        opinion = torch.from_numpy(self.probability).double() * relabel(self.average_precision, self.sharpness)
+        return label_posterior(opinion, torch.from_numpy(self.given))[0].numpy()
 
-    @property
-    def margin(self) -> np.ndarray:
-        """Average precision of the given class less the best other, [N] in [-1, 1]; lower = more likely wrong."""
-        precision = torch.from_numpy(np.asarray(self.average_precision, np.float64))
-        return retrieval_margin(precision, torch.from_numpy(self.given)).numpy()
+    @cached_property
+    def _others(self) -> np.ndarray:
+        """The posterior without the given class, [N, C]."""
+        return np.where(np.arange(len(self.classes)) == self.given[:, None], 0, self.soft_label)
 
     @property
     def score(self) -> np.ndarray:
-        """Mean of a face's rank by loss and by margin, [N] in (0, 1]; higher = more likely wrong."""
-        return (rankdata(self.loss) + rankdata(-self.margin)) / (2 * max(1, len(self.given)))
-
-    @property
-    def soft_label(self) -> np.ndarray:
-        """Mean of the network's probabilities and the normalised average precisions, [N, C]; rows sum to 1."""
-        return (self.probability + relabel(self.average_precision, self.sharpness).numpy()) / 2
+        """Probability that the label is wrong, [N] in [0, 1]."""
+        return self._others.sum(1)
 
     @property
     def suggested(self) -> np.ndarray:
-        """The class with most of the soft label, int [N]."""
-        return self.soft_label.argmax(1)
+        """The most likely class but the given one, int [N]."""
+        return np.where(np.arange(len(self.classes)) == self.given[:, None], -1, self.soft_label).argmax(1)
 
     def table(self) -> pd.DataFrame:
         """name, given, suggested, score, and the soft label's share of each class; most suspicious first."""
@@ -81,7 +77,7 @@ class Audit:
 
         classes = np.array(self.classes)
         columns = {"name": self.names, "given": classes[self.given], "suggested": classes[self.suggested],
-                   "score": self.score.round(5)}
+                   "score": self.score.round(6)}
         columns |= {f"soft {name}": share.round(4) for name, share in zip(classes, self.soft_label.T)}
         return pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 

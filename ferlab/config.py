@@ -71,7 +71,8 @@ class Config:
     average_precision: Literal["plain", "chance", "balanced"] = "balanced"
     top_k: int | None = None
     sharpness: float = 2.0
-    keep_given: Literal["none", "noisy", "all"] = "all"  # whose soft label is mixed with the given one, by w
+    # how the given label enters the new one: not at all, mixed in by w (of noisy faces, or of all), or by Bayes' rule
+    keep_given: Literal["none", "noisy", "all", "posterior"] = "posterior"
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -121,7 +122,7 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "split": ("class", "shared", "off"),
     "evidence": ("loss", "root", "margin", "both"),
-    "keep_given": ("none", "noisy", "all"),
+    "keep_given": ("none", "noisy", "all", "posterior"),
     "average_precision": ("plain", "chance", "balanced"),
 }
 

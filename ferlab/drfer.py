@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ferlab import metrics
 from ferlab.config import Config
+from ferlab.confusion import label_posterior, posterior_under
 from ferlab.data import FaceSet
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss
 from ferlab.errors import FerlabError
@@ -19,7 +20,7 @@ from ferlab.masking import batch_statistics_untouched, hide, masked_reconstructi
 from ferlab.mixture import ClassMixture, evidence
 from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
-from ferlab.training import Batch, Method, Trainer
+from ferlab.training import Batch, Collection, Method, Trainer
 
 
 def epochs_to_split(config: Config, epoch: int) -> int | None:
@@ -42,12 +43,27 @@ def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tens
     return -(targets * torch.expm1(q * log_p) / q).sum(1).mean()
 
 
+def with_given(soft: Tensor, w: Tensor, given: Tensor, targets: Tensor, keep_given: str) -> Tensor:
+    """New labels [B, C], rows sum to 1, of soft ones [B, C] and what is kept of the given ones (ours).
+
+    w: [B], clean probability; given: int [B]; targets: [B, C], the given labels as rows. keep_given: "none", nothing;
+    "posterior", a share w, and the other classes have the rest; else the mean of both, weighed by w.
+    """
+    if keep_given == "none":
+        return soft.float()
+    if keep_given == "posterior":
+        soft = soft.scatter(1, given[:, None], 0)
+        soft = soft / soft.sum(1, keepdim=True).clamp(min=1e-12)
+    return (w[:, None] * targets + (1 - w[:, None]) * soft).float()
+
+
 class DRFERMethod(Method):
     """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
 
     Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
 
-    clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far.
+    clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far;
+    confusion: [C, C], P(given | true), where ``keep_given`` is "posterior".
     """
 
     clean_probability: Tensor
@@ -55,6 +71,7 @@ class DRFERMethod(Method):
     history: Tensor
     split_made: Tensor
     new_targets: Tensor
+    confusion: Tensor
     distributions: ClassDistributions
 
     def __init__(self, config: Config, train: FaceSet):
@@ -68,6 +85,7 @@ class DRFERMethod(Method):
         self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))
         self.register_buffer("new_targets", self.targets.clone())
+        self.register_buffer("confusion", torch.eye(self.num_classes, dtype=torch.double))
         self.register_buffer("history", torch.zeros(0, count))
         self.register_buffer("split_made", torch.zeros((), dtype=torch.bool))
 
@@ -133,34 +151,36 @@ class DRFERMethod(Method):
         collected = trainer.collect(self.faces)
         losses = F.cross_entropy(collected.logits, self.given, reduction="none")
         self.history = torch.cat([self.history, losses[None]])
-        return self.split_and_relabel(collected.embedding) if ahead == 0 else {}
+        return self.split_and_relabel(collected) if ahead == 0 else {}
 
-    def split_and_relabel(self, embedding: Tensor) -> dict:
+    def split_and_relabel(self, collected: Collection) -> dict:
         """Split by the evidence, relabel the noisy set by retrieval from the clean one, and set the targets."""
-        config = self.config
+        config, embedding = self.config, collected.embedding
         loss = self.history[-config.smooth_collections :].mean(0)
         everybody = torch.arange(len(embedding), device=embedding.device)
         precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
         mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
         split = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
+        split = split.to(loss.device)[self.given]
         found = torch.from_numpy(mixture.clean_probability)
         # a class that does not separate now keeps what is known of it: once learned, clean losses are one heap
-        self.clean_probability = torch.where(
-            split.to(loss.device)[self.given], found.to(loss.device), self.clean_probability)
+        self.clean_probability = torch.where(split, found.to(loss.device), self.clean_probability)
         if self.noisy.all():  # nothing to learn or retrieve from: no split
             self.clean_probability = torch.ones_like(self.clean_probability)
         self.split_made.fill_(True)
-        noisy = self.noisy
         self.new_targets = self.targets.clone()
-        self.weight = (~noisy).float()
-        if noisy.any() and config.relabelling:
+        if self.noisy.any() and config.relabelling:
+            rows = self.noisy if config.keep_given in ("none", "noisy") else torch.ones_like(self.noisy)
             clean, own = self.gallery_rows()
-            rows = torch.ones_like(noisy) if config.keep_given == "all" else noisy
             soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                            config.sharpness)
-            w = 0 if config.keep_given == "none" else self.clean_probability[rows][:, None].float()
-            self.new_targets[rows] = w * self.targets[rows] + (1 - w) * soft
-            self.weight[noisy] = config.relabel_weight
+            if config.keep_given == "posterior":
+                soft, self.confusion = label_posterior(collected.logits.softmax(1) * soft, self.given)
+                self.clean_probability = torch.where(split, soft.gather(1, self.given[:, None])[:, 0],
+                                                     self.clean_probability)
+            self.new_targets[rows] = with_given(
+                soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)
+        self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
         return {"split": self.quality() | {"status": mixture.status}}
 
     def gallery_rows(self) -> tuple[Tensor, Tensor]:
@@ -209,8 +229,8 @@ class DRFERMethod(Method):
 
         average_precision: [N, C], class AP in the gallery of clean training faces, without the face itself;
         neighbours: int [N, 10], rows of its nearest clean training faces (fewer columns where there are hardly any);
-        clean_probability: [N]; soft_label: [N, C], for training faces as they were trained on, for others from the
-        mixture of the training faces' final scores and from retrieval; loss_history: [E, N], training faces only.
+        clean_probability: [N]; soft_label: [N, C], for training faces as they were trained on, for others as they would
+        be, by the training faces' gallery, mixture and confusion; loss_history: [E, N], training faces only.
         """
         states = super().states(trainer)
         clean, own = self.gallery_rows()
@@ -229,7 +249,11 @@ class DRFERMethod(Method):
             else:
                 w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
                 soft = relabel(precision, self.config.sharpness)
-                soft = w[:, None] * F.one_hot(given, self.num_classes) + (1 - w[:, None]) * soft
+                if self.config.keep_given == "posterior":
+                    opinion = torch.from_numpy(state["probability"]).to(soft) * soft
+                    soft = posterior_under(self.confusion, opinion, given)
+                    w = soft.gather(1, given[:, None])[:, 0]
+                soft = with_given(soft, w, given, F.one_hot(given, self.num_classes), self.config.keep_given)
             nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself
             others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]
             state |= {

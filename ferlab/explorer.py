@@ -34,9 +34,10 @@ from PIL import Image
 
 from ferlab import benchmarks, plots
 from ferlab.config import Config
+from ferlab.confusion import posterior_under
 from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
-from ferlab.drfer import epochs_to_split
+from ferlab.drfer import epochs_to_split, with_given
 from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
@@ -56,8 +57,9 @@ PATIENCE = 0.25  # seconds that retrieval may hold up what is shown
 class Suspects:
     """What a run knows of its N training faces, as ``runs.Run.state("train")`` and its network tell.
 
-    clean_probability, loss: [N]; average_precision: [N, C]; embedding: [N, D]; history: [E, N]; trained: [N, C], the
-    soft labels of the training's last epochs, which came from the embedding of that time.
+    clean_probability, loss: [N]; average_precision, probability: [N, C]; embedding: [N, D]; history: [E, N];
+    trained: [N, C], the soft labels of the training's last epochs, which came from the embedding of that time;
+    confusion: [C, C], P(given | true).
     """
 
     faces: FaceSet
@@ -69,6 +71,8 @@ class Suspects:
     embedding: torch.Tensor
     history: np.ndarray
     trained: np.ndarray
+    probability: np.ndarray
+    confusion: torch.Tensor
     network: DRFER | None = None
 
     def __len__(self) -> int:
@@ -135,7 +139,8 @@ def open_run(directory: str | Path, faces: FaceSet | None = None, name: str | No
     if lacking:
         raise FerlabError(f"{directory} has no suspected faces (method {config.method}): explore a run of drfer.")
     faces = training_faces(run, name, root, progress) if faces is None else faces
-    given = run.read_checkpoint().get("method", {}).get("given")
+    method = run.read_checkpoint().get("method", {})
+    given, confusion = method.get("given"), method.get("confusion", torch.eye(len(faces.classes)).double())
     if given is None or len(given) != len(faces) or (given.numpy() != faces.labels).any():
         raise FerlabError(f"These are not the training faces of {directory}: give the data set, options and noise that "
                           "it was trained with.")
@@ -143,7 +148,7 @@ def open_run(directory: str | Path, faces: FaceSet | None = None, name: str | No
     return Suspects(
         faces, config, Path(directory), state["clean_probability"], state["loss"], state["average_precision"],
         torch.from_numpy(state["embedding"]).float().to(recogniser.device), state["loss_history"],
-        state["soft_label"], recogniser.network)
+        state["soft_label"], state["probability"], confusion, recogniser.network)
 
 
 def training_faces(run: Run, name: str | None = None, root: str | Path | None = None,
@@ -264,12 +269,14 @@ class Relabelling:
 
     def _derive(self, rows: np.ndarray) -> None:
         """Soft labels and margins of ``rows`` from their AP, as ``DRFERMethod.split_and_relabel`` makes them."""
-        known = self.suspects
-        precision = torch.from_numpy(self.precision[rows])
-        w = known.clean_probability[rows][:, None] if known.config.keep_given != "none" else 0.0
-        soft = relabel(precision, known.config.sharpness).numpy()
-        self.soft[rows] = w * known.targets[rows] + (1 - w) * soft
-        self.margin[rows] = retrieval_margin(precision, torch.from_numpy(known.faces.labels[rows])).numpy()
+        known, keep = self.suspects, self.suspects.config.keep_given
+        precision, given = torch.from_numpy(self.precision[rows]), known.given[rows].cpu()
+        soft = relabel(precision, known.config.sharpness)
+        if keep == "posterior":
+            soft = posterior_under(known.confusion, torch.from_numpy(known.probability[rows]) * soft, given)
+        w, targets = torch.from_numpy(known.clean_probability[rows]), torch.from_numpy(known.targets[rows])
+        self.soft[rows] = with_given(soft, w, given, targets, keep).numpy()
+        self.margin[rows] = retrieval_margin(precision, given).numpy()
 
     def neighbours(self, row: int, count: int = NEIGHBOURS) -> np.ndarray:
         """Rows of the nearest clean faces of a noisy face, nearest first, int [<= count]."""

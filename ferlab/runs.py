@@ -76,7 +76,7 @@ class Run:
     def alone(self, wait: bool = False) -> Iterator[None]:
         """Hold the directory for one process, until the block or the process ends; a thread may hold it twice.
 
-        Raises BusyError if another process holds it, unless it may ``wait``.
+        Removes what a killed process left half-written. Raises BusyError if another process holds it, unless it may ``wait``.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -89,6 +89,8 @@ class Run:
             raise FerlabError(f"{self.directory} cannot be written ({error.strerror}): choose a folder that you may "
                               "write to.") from error
         try:
+            for unfinished in self.directory.glob(".*.[0-9]*.*"):  # write_whole's
+                unfinished.unlink(missing_ok=True)
             yield
         finally:
             lock.release()

@@ -15,9 +15,10 @@ from test_training import bars, settings
 
 from ferlab import audit as auditing
 from ferlab.audit import Audit, audit, fold_of, judge, read, write
+from ferlab.confusion import label_posterior
 from ferlab.data import Splits
 from ferlab.errors import FerlabError
-from ferlab.retrieval import class_average_precision
+from ferlab.retrieval import class_average_precision, relabel
 from ferlab.training import Trainer, train
 
 CLASSES = ("high", "middle", "low")
@@ -31,15 +32,14 @@ def found_by_hand():
 
 def test_scores_by_hand():
     found = found_by_hand()
-    assert np.allclose(found.loss, -np.log([0.7, 0.1, 0.4]))
-    assert np.allclose(found.margin, [0.3, -0.7, -0.4])
-    assert np.allclose(found.score, [1 / 3, 1, 2 / 3])  # ranks 1, 3, 2 by both
-    assert np.allclose(found.soft_label, [[0.65, 0.25, 0.1], [(0.1 + 0.2 / 1.2) / 2, (0.8 + 0.9 / 1.2) / 2,
-                                          (0.1 + 0.1 / 1.2) / 2], [0.25, 0.45, 0.3]])
-    assert found.suggested.tolist() == [0, 1, 1]
+    opinion = found.probability * relabel(found.average_precision).numpy()
+    posterior, _ = label_posterior(torch.from_numpy(opinion), torch.from_numpy(found.given))
+    assert np.allclose(found.soft_label, posterior) and np.allclose(found.soft_label.sum(1), 1)
+    assert np.allclose(found.score, 1 - posterior[np.arange(3), found.given].numpy())
+    assert found.suggested.tolist() == [1, 1, 1]  # never the given class
     table = found.table()
     assert list(table["name"]) == ["b", "c", "a"] and list(table["given"]) == ["high", "low", "high"]
-    assert list(table["suggested"]) == ["middle", "middle", "high"]
+    assert list(table["suggested"]) == ["middle"] * 3
     assert list(table.columns) == ["name", "given", "suggested", "score", "soft high", "soft middle", "soft low"]
     quality = found.quality(np.array([0, 1, -1]))  # the third is unknown
     assert quality == {"auroc": 1.0, "average_precision": 1.0, "wrong_share": 0.5, "right_if_wrong": 1.0}

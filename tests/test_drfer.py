@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from test_training import bars, settings, weights
 
+from ferlab.confusion import label_posterior
 from ferlab.data import Splits
 from ferlab.drfer import DRFERMethod, generalised_cross_entropy
 from ferlab.errors import FerlabError
@@ -19,14 +20,15 @@ def splits(count=240, wrong=0.25):
 
 
 def prepared(count=240, wrong=0.25, **changes):
-    """A trainer before its first step, losses that tell the wrong labels, and embeddings that tell the true class."""
+    """A trainer before its first step, losses that tell the wrong labels, and what was collected: embeddings that tell
+    the true class, and logits that tell nothing."""
     trainer = Trainer(settings(**{"method": "drfer", "split": "shared", "epochs": 9} | changes), splits(count, wrong))
     faces, rng = trainer.splits.train, np.random.default_rng(1)
     wrongly = torch.from_numpy(faces.labels != faces.truth)
     losses = torch.from_numpy(rng.normal(0.3, 0.1, count)).float() + 2 * wrongly
     embedding = F.normalize(torch.from_numpy(np.eye(3)[faces.truth] + rng.normal(0, 0.1, (count, 3))).float(), dim=1)
     trainer.method.history = losses[None]
-    return trainer, wrongly, embedding
+    return trainer, wrongly, Collection(torch.zeros(count, 3), embedding)
 
 
 def a_batch(trainer, count=32):
@@ -101,13 +103,13 @@ def test_terms_are_weighted_by_their_settings():
 
 @pytest.mark.parametrize("split", ["class", "shared"])
 def test_split_finds_the_wrong_labels_and_keeps_the_books(split):
-    trainer, wrongly, embedding = prepared(split=split, relabel_weight=0.5)
+    trainer, wrongly, collected = prepared(split=split, relabel_weight=0.5)
     method = trainer.method
-    record = method.split_and_relabel(embedding)["split"]
+    record = method.split_and_relabel(collected)["split"]
     given, truth = method.given, torch.from_numpy(trainer.splits.train.truth)
     assert torch.equal(method.noisy, wrongly) and torch.equal(method.noisy, method.clean_probability < 0.5)
     assert torch.allclose(method.new_targets.sum(1), torch.ones(240), atol=1e-5) and (method.new_targets >= 0).all()
-    assert torch.allclose(method.new_targets[~wrongly], F.one_hot(given, 3)[~wrongly].float(), atol=1e-3)
+    assert torch.equal(method.new_targets.argmax(1)[~wrongly], given[~wrongly])
     assert torch.equal(method.new_targets.argmax(1), truth)  # embeddings tell the true class, so retrieval does
     assert torch.equal(method.weight, torch.where(wrongly, 0.5, 1.0))
     assert record["clean_precision"] == record["recovered"] == record["right_after"] == record["auroc"] == 1.0
@@ -117,12 +119,13 @@ def test_split_finds_the_wrong_labels_and_keeps_the_books(split):
 @pytest.mark.parametrize("kind", ["plain", "chance", "balanced"])
 @pytest.mark.parametrize("keep_given", ["none", "noisy", "all"])
 def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind, keep_given):
-    trainer, wrongly, embedding = prepared(
+    trainer, wrongly, collected = prepared(
         average_precision=kind, keep_given=keep_given, sharpness=1.5, top_k=60, clean_threshold=0.9)
     method = trainer.method
     method.history[0, :40] = torch.linspace(0.6, 2.0, 40)  # some in doubt
-    method.split_and_relabel(embedding)
+    method.split_and_relabel(collected)
     noisy, w = method.noisy, method.clean_probability[method.noisy][:, None].float()
+    embedding = collected.embedding
     precision = class_average_precision(embedding[noisy], embedding[~noisy], method.given[~noisy], 3, 60,
                                         kind == "balanced", kind == "chance")
     expected = relabel(precision, 1.5)
@@ -134,9 +137,24 @@ def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind,
     assert mixed == (keep_given == "all")  # clean faces keep their label, or are as soft as they are doubtful
 
 
+def test_the_posterior_weighs_network_retrieval_and_given_label():
+    trainer, wrongly, collected = prepared(keep_given="posterior", sharpness=1.5)
+    method, given = trainer.method, trainer.method.given
+    logits = torch.randn(240, 3, generator=torch.Generator().manual_seed(5)) / 4
+    method.split_and_relabel(Collection(logits, collected.embedding))
+    own = torch.full((240,), -1)
+    own[~wrongly] = torch.arange(int((~wrongly).sum()))  # by the losses; they are the gallery
+    precision = class_average_precision(collected.embedding, collected.embedding[~wrongly], given[~wrongly], 3,
+                                        balanced=True, exclude=own)
+    posterior, confusion = label_posterior(logits.softmax(1) * relabel(precision, 1.5), given)
+    assert torch.allclose(method.confusion, confusion)
+    assert torch.allclose(method.new_targets, posterior.float(), atol=1e-6)
+    assert torch.allclose(method.clean_probability, posterior[torch.arange(240), given])
+
+
 def test_without_relabelling_noisy_faces_are_left_out():
-    trainer, wrongly, embedding = prepared(relabelling=False)
-    trainer.method.split_and_relabel(embedding)
+    trainer, wrongly, collected = prepared(relabelling=False)
+    trainer.method.split_and_relabel(collected)
     assert torch.equal(trainer.method.weight, (~wrongly).float())
     assert torch.equal(trainer.method.new_targets, trainer.method.targets)
     before = terms(trainer)["cross_entropy"].item()
@@ -145,43 +163,43 @@ def test_without_relabelling_noisy_faces_are_left_out():
 
 
 def test_split_averages_the_last_collections():
-    trainer, wrongly, embedding = prepared(smooth_collections=3)
+    trainer, wrongly, collected = prepared(smooth_collections=3)
     losses, swing = trainer.method.history[0], 5 * torch.randn(240, generator=torch.Generator().manual_seed(2))
     trainer.method.history = torch.stack([100 * torch.rand(240), losses + swing, losses - swing, losses])
-    trainer.method.split_and_relabel(embedding)
+    trainer.method.split_and_relabel(collected)
     assert torch.equal(trainer.method.noisy, wrongly)
 
 
 @pytest.mark.parametrize("evidence", ["margin", "both"])
 def test_retrieval_margin_as_evidence_finds_wrong_labels_that_the_loss_does_not(evidence):
-    trainer, wrongly, embedding = prepared(evidence=evidence)
+    trainer, wrongly, collected = prepared(evidence=evidence)
     told = 0.5 * wrongly if evidence == "both" else 0  # little, or nothing
     trainer.method.history = torch.rand(1, 240, generator=torch.Generator().manual_seed(3)) + told
-    trainer.method.split_and_relabel(embedding)
+    trainer.method.split_and_relabel(collected)
     assert (trainer.method.noisy == wrongly).float().mean() > (0.95 if evidence == "margin" else 0.9)
 
 
 def test_losses_that_do_not_separate_leave_everything_clean():
-    trainer, _, embedding = prepared()
+    trainer, _, collected = prepared()
     trainer.method.history = torch.ones(1, 240)
-    trainer.method.split_and_relabel(embedding)
+    trainer.method.split_and_relabel(collected)
     assert not trainer.method.noisy.any() and (trainer.method.weight == 1).all()
     assert torch.equal(trainer.method.new_targets, trainer.method.targets)
 
 
 @pytest.mark.parametrize("split", ["shared", "class"])
 def test_losses_that_no_longer_separate_leave_the_former_split(split):
-    trainer, wrongly, embedding = prepared(split=split)
-    trainer.method.split_and_relabel(embedding)
+    trainer, wrongly, collected = prepared(split=split)
+    trainer.method.split_and_relabel(collected)
     trainer.method.history = torch.ones(1, 240)
-    trainer.method.split_and_relabel(embedding)
+    trainer.method.split_and_relabel(collected)
     assert torch.equal(trainer.method.noisy, wrongly)
 
 
 def test_a_split_without_a_clean_face_leaves_something_to_train_on():
-    trainer, _, embedding = prepared(clean_threshold=1.0)
+    trainer, _, collected = prepared(clean_threshold=1.0)
     trainer.method.history = torch.linspace(0, 1, 240)[None] ** 3
-    trainer.method.split_and_relabel(embedding)
+    trainer.method.split_and_relabel(collected)
     assert trainer.method.weight.sum() > 0
     state = trainer.method.states(trainer)["train"]
     assert len(state["neighbours"]) == 240
@@ -194,12 +212,13 @@ def test_a_schedule_that_never_splits_is_told():
 
 
 def test_splits_follow_the_schedule():
-    trainer, _, embedding = prepared(epochs=12, warm_up=4, interval=3, smooth_collections=2)
+    trainer, _, faces_as_seen = prepared(epochs=12, warm_up=4, interval=3, smooth_collections=2)
     method, collected = trainer.method, []
 
     def collect(faces):
         collected.append(epoch)
-        return Collection(torch.randn(240, 3, generator=torch.Generator().manual_seed(epoch)), embedding)
+        logits = torch.randn(240, 3, generator=torch.Generator().manual_seed(epoch))
+        return Collection(logits, faces_as_seen.embedding)
 
     trainer.collect = collect
     split = []
@@ -322,8 +341,8 @@ def test_a_small_clean_gallery_still_gives_no_face_itself_as_neighbour(clean):
 
 
 def test_method_is_one_that_the_loop_can_save():
-    trainer, _, embedding = prepared()
-    trainer.method.split_and_relabel(embedding)
+    trainer, _, collected = prepared()
+    trainer.method.split_and_relabel(collected)
     fresh = DRFERMethod(trainer.config, trainer.splits.train)
     fresh.build_network()
     fresh.load_state_dict(trainer.method.state_dict())

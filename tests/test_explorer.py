@@ -38,12 +38,13 @@ CLASSES = ("calm", "glad", "sad", "angry")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def made_up(count: int = 300, dimensions: int = 12, side: int = 16) -> Suspects:
+def made_up(count: int = 300, dimensions: int = 12, side: int = 16, keep_given: str = "posterior") -> Suspects:
     """Suspects with embeddings around a mean of their true class, a third of the labels wrong; of many, random AP."""
     rng = np.random.default_rng(0)
     truth = rng.integers(len(CLASSES), size=count)
     given = np.where(rng.random(count) < 0.33, rng.integers(len(CLASSES), size=count), truth)
-    config = Config(epochs=29, warm_up=20, interval=5, smooth_collections=2)  # splits after 20 and 25
+    # splits after 20 and 25
+    config = Config(epochs=29, warm_up=20, interval=5, smooth_collections=2, keep_given=keep_given)
     embedding = rng.normal(size=(len(CLASSES), dimensions))[truth] + rng.normal(size=(count, dimensions))
     embedding = torch.nn.functional.normalize(torch.from_numpy(embedding).float(), dim=1)
     w = np.where(given != truth, 0.4 * rng.random(count), 0.3 + 0.7 * rng.random(count)).astype(np.float32)
@@ -59,7 +60,8 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16) -> Suspects:
         votes=rng.integers(1, 5, size=(count, len(CLASSES))),
         names=np.array([f"train/{i:05d}.png" for i in range(count)]))
     return Suspects(faces, config, Path("toy"), w, loss, precision, embedding, loss + rng.random((4, count)) / 9,
-                    np.eye(len(CLASSES))[given])
+                    np.eye(len(CLASSES))[given], rng.dirichlet(np.ones(len(CLASSES)), count),
+                    torch.from_numpy(0.6 * np.eye(len(CLASSES)) + 0.1))
 
 
 @pytest.fixture
@@ -82,15 +84,20 @@ def on_disk(path: Path) -> list[tuple[str, str, str]]:
 
 # ------------------------------------------------------------------------------------------------ split and new labels
 
-def test_under_the_runs_settings_the_new_labels_are_the_trainings():
-    known = made_up()
+@pytest.mark.parametrize("keep_given", ["posterior", "all"])
+def test_under_the_runs_settings_the_new_labels_are_the_trainings(keep_given: str):
+    known = made_up(keep_given=keep_given)
     now = Relabelling(known, Settings.of(known.config))
     assert not len(now.pending)
     for i in range(len(known)):
         ap = known.average_precision[i].clip(0) ** known.config.sharpness
         w, given = known.clean_probability[i], known.faces.labels[i]
         assert now.noisy[i] == (w < 0.5)
-        assert now.soft[i] == pytest.approx(w * np.eye(4)[given] + (1 - w) * ap / ap.sum(), abs=1e-6)
+        soft = ap / ap.sum()
+        if keep_given == "posterior":
+            soft = soft * known.probability[i] * np.where(np.arange(4) == given, 0, 0.1)  # the confusion of made_up
+            soft /= soft.sum()
+        assert now.soft[i] == pytest.approx(w * np.eye(4)[given] + (1 - w) * soft, abs=1e-6)
         others = np.delete(known.average_precision[i], given)
         assert now.margin[i] == pytest.approx(known.average_precision[i, given] - others.max(), abs=1e-6)
 

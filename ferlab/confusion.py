@@ -1,0 +1,46 @@
+"""What a given label is worth, by an estimate of who is taken for whom: the confusion of the labels.
+
+Under uniform noise a given label that the face contradicts is still a strong hint at itself, as any one wrong label is
+rare; among raters who take fear for surprise a third of the time, "surprise" hardly speaks against fear. Dawid and
+Skene (Applied Statistics 28, 1979) estimate such confusions from several raters of each item; here there is one rater,
+and the face itself, as a trained network sees it, is the other witness (ours).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferlab.errors import FerlabError
+
+
+def label_posterior(
+    opinion: Tensor, given: Tensor, iterations: int = 100, tolerance: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Posterior of the true class of each face, and the confusion of the labels, by expectation-maximisation.
+
+    posterior_ic is proportional to opinion_ic confusion_c,y_i, and confusion_cg to the sum of the posterior_ic of the
+    faces that were given g, plus 1 (Laplace's prior); each row sums to 1.
+
+    opinion: [N, C], not negative: how much each face looks like each class, without a look at its given label; rows
+    need not sum to 1. given: int [N] in [0, C). Returns float64 [N, C] and [C, C], P(given | true).
+    Raises FerlabError if they do not match.
+    """
+    if opinion.ndim != 2 or len(opinion) != len(given):
+        raise FerlabError(f"opinion {tuple(opinion.shape)} and {len(given)} labels do not match: give [N, C] and [N].")
+    labels = F.one_hot(given, opinion.shape[1]).double()
+    opinion = opinion.double().clamp(min=1e-12)
+    posterior, former = opinion / opinion.sum(1, keepdim=True), None
+    for _ in range(iterations):
+        confusion = posterior.T @ labels + 1
+        confusion = confusion / confusion.sum(1, keepdim=True)
+        if former is not None and (confusion - former).abs().max() < tolerance:
+            break
+        former, posterior = confusion, posterior_under(confusion, opinion, given)
+    return posterior_under(confusion, opinion, given), confusion
+
+
+def posterior_under(confusion: Tensor, opinion: Tensor, given: Tensor) -> Tensor:
+    """Posterior of the true class under a known confusion [C, C], P(given | true): [N, C], rows sum to 1."""
+    posterior = opinion * confusion.T[given]
+    return posterior / posterior.sum(1, keepdim=True)

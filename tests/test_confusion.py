@@ -1,0 +1,63 @@
+"""The estimated confusion of labels: planted ones are found, and the posterior follows Bayes' rule."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from ferlab.confusion import label_posterior, posterior_under
+from ferlab.errors import FerlabError
+
+RATERS = np.array([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.5, 0.1, 0.4]])  # class 2 is taken for 0 half of the time
+
+
+def planted(count: int = 6000, apart: float = 2.0, seed: int = 0):
+    """True classes, labels given by RATERS, and well-calibrated opinions: of Gaussian features ``apart`` by class."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(3, size=count, p=[0.5, 0.3, 0.2])
+    given = np.array([rng.choice(3, p=RATERS[c]) for c in truth])
+    features = apart * np.eye(3)[truth] + rng.normal(0, 1, (count, 3))
+    return truth, torch.from_numpy(given), torch.from_numpy(apart * features + np.log([0.5, 0.3, 0.2])).softmax(1)
+
+
+def test_a_planted_confusion_is_found():
+    truth, given, opinion = planted()
+    posterior, confusion = label_posterior(opinion, given)
+    assert np.allclose(confusion, RATERS, atol=0.04)
+    right = (posterior.argmax(1).numpy() == truth).mean()
+    assert right > (opinion.argmax(1).numpy() == truth).mean() > (given.numpy() == truth).mean()
+
+
+def test_a_label_that_raters_confuse_says_less():
+    _, given, opinion = planted()
+    _, confusion = label_posterior(opinion, given)
+    undecided = torch.tensor([[0.5, 0.0, 0.5]])
+    often, never = (posterior_under(confusion, undecided, torch.tensor([g]))[0] for g in (0, 2))
+    assert never[2] > often[0] > 0.5  # "0" may well be a 2; "2" is hardly ever a 0
+
+
+def test_the_posterior_is_bayes_rule():
+    confusion = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
+    posterior = posterior_under(confusion, torch.tensor([[0.3, 0.7]]), torch.tensor([0]))
+    assert torch.allclose(posterior, torch.tensor([[0.24, 0.28]]) / 0.52)
+
+
+@settings(deadline=None, max_examples=60)
+@drawn(st.integers(1, 40), st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([0.0, 1.0, 30.0]))
+def test_rows_are_distributions_whatever_comes(count, classes, seed, sharp):
+    rng = np.random.default_rng(seed)
+    given = torch.from_numpy(rng.integers(classes, size=count))
+    opinion = torch.from_numpy(rng.random((count, classes)) ** sharp)
+    order = torch.from_numpy(rng.permutation(count))
+    posterior, confusion = label_posterior(opinion, given)
+    for rows in (posterior, confusion):
+        assert (rows >= 0).all() and torch.allclose(rows.sum(1), torch.ones(len(rows), dtype=torch.double))
+    again, same = label_posterior(opinion[order], given[order])
+    assert torch.allclose(again, posterior[order], atol=1e-6) and torch.allclose(same, confusion, atol=1e-6)
+
+
+def test_what_does_not_match_is_told():
+    with pytest.raises(FerlabError, match="do not match"):
+        label_posterior(torch.ones(3, 2), torch.zeros(4, dtype=torch.long))
