@@ -214,7 +214,13 @@ def read_failures(folder: str | Path) -> dict[str, str]:
 
 
 def _read_all(folder: str | Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    records = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            records.append(dict(json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError) as error:
+            raise FerlabError(f"{path} is no result of ferlab bench: delete it and run the grid again.") from error
+    return records
 
 
 def interval(values) -> tuple[float, float]:

@@ -381,11 +381,16 @@ def _table(files: _Files, path: str, columns: Sequence[str], **how: Any) -> pd.D
     if not files.has(path):
         raise FerlabError(f"{files.root} lacks {path}; put it there, beside the images.")
     try:
-        with files.open(path) as stream:
+        with files.open(path) as stream, warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # it has left out cells
             table = pd.read_csv(stream, dtype=str, skipinitialspace=True, keep_default_na=False, encoding="utf-8-sig",
                                 index_col=False, **how).fillna("")
-    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise FerlabError(f"{path} in {files.root} cannot be read as a CSV file ({error}); download it "
+        if "\0" in "".join(table.columns) or any(
+                table[column].str.contains("\0", regex=False).any() for column in table.columns):
+            raise ValueError("null bytes in it")
+    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+            pd.errors.ParserWarning) as error:
+        raise FerlabError(f"{path} in {files.root} cannot be read as a CSV file ({str(error).strip()}); download it "
                           "again.") from error
     table.columns = [str(column).strip() for column in table.columns]
     lacking = [column for column in columns if column not in table.columns]

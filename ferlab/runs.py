@@ -76,7 +76,8 @@ class Run:
     def alone(self, wait: bool = False) -> Iterator[None]:
         """Hold the directory for one process, until the block or the process ends; a thread may hold it twice.
 
-        Removes what a killed process left half-written. Raises BusyError if another process holds it, unless it may ``wait``.
+        Removes what a killed process left half-written. Raises BusyError if another process holds it, unless it may
+        ``wait``.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
