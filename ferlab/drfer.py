@@ -165,8 +165,7 @@ class DRFERMethod(Method):
         found = torch.from_numpy(mixture.clean_probability)
         # a class that does not separate now keeps what is known of it: once learned, clean losses are one heap
         self.clean_probability = torch.where(split, found.to(loss.device), self.clean_probability)
-        if self.noisy.all():  # nothing to learn or retrieve from: no split
-            self.clean_probability = torch.ones_like(self.clean_probability)
+        self.keep_every_class()
         self.split_made.fill_(True)
         self.new_targets = self.targets.clone()
         if self.noisy.any() and config.relabelling:
@@ -178,10 +177,19 @@ class DRFERMethod(Method):
                 soft, self.confusion = label_posterior(collected.logits.softmax(1) * soft, self.given)
                 self.clean_probability = torch.where(split, soft.gather(1, self.given[:, None])[:, 0],
                                                      self.clean_probability)
+                self.keep_every_class()
             self.new_targets[rows] = with_given(
                 soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)
         self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
         return {"split": self.quality() | {"status": mixture.status}}
+
+    def keep_every_class(self) -> None:
+        """A given class that would be left without a clean face counts as clean: a network that never says its name
+        cannot judge it."""
+        for c in self.given.unique():
+            mine = self.given == c
+            if self.noisy[mine].all():
+                self.clean_probability[mine] = 1
 
     def gallery_rows(self) -> tuple[Tensor, Tensor]:
         """Rows of the clean training faces, int [M], and every training face's place there, int [N], -1 = none."""

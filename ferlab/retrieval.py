@@ -7,6 +7,8 @@ plain AP has the share of the class as its chance level, so big classes win on p
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numba
 import numpy as np
 import torch
@@ -39,7 +41,7 @@ def class_average_precision(
     chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / classes in the gallery if balanced), or with
     top_k about the mean AP of random rankings; it can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.
-    chunk: queries ranked at a time; memory grows with chunk x N, not Q x N.
+    chunk: queries ranked at a time, by all of torch's threads together; memory grows with chunk x N, not Q x N.
 
     Raises FerlabError for an empty gallery, labels out of range, or embeddings that are not finite or do not match.
     """
@@ -50,12 +52,16 @@ def class_average_precision(
     _check(queries, gallery, labels, num_classes, top_k)
     counts = torch.bincount(labels, minlength=num_classes)  # [C]
     excluded = None if exclude is None else torch.as_tensor(exclude, device=gallery.device).long()
-    parts = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ gallery.T  # [b, N]
+
+    workers = min(torch.get_num_threads(), chunk) if gallery.device.type == "cpu" else 1
+    share = chunk // workers
+
+    @torch.no_grad()  # holds in one thread only
+    def some(start: int) -> Tensor:
+        similarity = queries[start : start + share] @ gallery.T  # [b, N]
         members = counts.repeat(len(similarity), 1)  # [b, C]
         if excluded is not None:
-            own = excluded[start : start + chunk]
+            own = excluded[start : start + share]
             row = (own >= 0).nonzero().squeeze(1)
             similarity[row, own[row]] = -torch.inf
             members[row, labels[own[row]]] -= 1
@@ -66,11 +72,14 @@ def class_average_precision(
         precision = (rank(similarity, labels, weight, depth) / best).clamp(max=1)
         if chance_corrected:
             precision = _chance_corrected(precision, members, depth, balanced, top_k is not None)
-        parts.append(precision.to(gallery.dtype))
+        return precision.to(gallery.dtype)
+
+    with ThreadPoolExecutor(workers) as threads:  # sorting lets go of the interpreter
+        parts = list(threads.map(some, range(0, len(queries), share)))
     return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragma: no cover (compiled)
     """Adds to total [Q, C] the precision at each relevant item, rank by rank of the gallery in ``order`` [Q, N]."""
     hits = np.zeros(total.shape[1])

@@ -196,6 +196,15 @@ def test_losses_that_no_longer_separate_leave_the_former_split(split):
     assert torch.equal(trainer.method.noisy, wrongly)
 
 
+def test_a_class_that_would_be_left_without_a_clean_face_is_kept():
+    trainer, wrongly, collected = prepared(keep_given="all")
+    method = trainer.method
+    method.history[0, method.given == 1] += 5  # as if the network never said its name
+    method.split_and_relabel(collected)
+    assert not method.noisy[method.given == 1].any()
+    assert torch.equal(method.noisy[method.given != 1], wrongly[method.given != 1])
+
+
 def test_a_split_without_a_clean_face_leaves_something_to_train_on():
     trainer, _, collected = prepared(clean_threshold=1.0)
     trainer.method.history = torch.linspace(0, 1, 240)[None] ** 3

@@ -69,9 +69,11 @@ def test_average_precision_of_a_gallery_of_copies(ranking):
     assert np.allclose(everything_alike, np.bincount(labels) / 300)  # one rank: the class's share
 
 
-def test_average_precision_takes_numpy_and_torch_in_any_chunks(ranking):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_average_precision_takes_numpy_and_torch_in_any_chunks(ranking, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     queries, gallery, labels = whole_numbers(np.random.default_rng(1), queries=20)
-    ours = class_average_precision(queries, gallery, labels, 4)
+    ours = class_average_precision(queries, gallery, labels, 4, chunk=10**6)
     assert torch.equal(ours, class_average_precision(*map(torch.from_numpy, (queries, gallery, labels)), 4, chunk=7))
     assert torch.equal(ours, class_average_precision(queries, gallery, labels.astype(np.int32), 4, chunk=1))
     single = class_average_precision(torch.from_numpy(queries).half(), torch.from_numpy(gallery).bfloat16(), labels, 4)
