@@ -137,8 +137,7 @@ def test_split_in_training(benchmark, part):
     trainer.method.history = torch.log1p(odds.exp())[None].repeat(2, 1)  # so that there is something to split
 
     def split():
-        collected = trainer.collect(trainer.train)
-        trainer.method.split_and_relabel(collected.embedding)
+        trainer.method.split_and_relabel(trainer.collect(trainer.train))
 
     benchmark.pedantic(trainer._train_epoch if part == "epoch" else split, rounds=3, warmup_rounds=1)
 
