@@ -73,6 +73,7 @@ class Config:
     sharpness: float = 2.0
     # how the given label enters the new one: not at all, mixed in by w (of noisy faces, or of all), or by Bayes' rule
     keep_given: Literal["none", "noisy", "all", "posterior"] = "posterior"
+    temperature: float = 2.0  # of the posterior: network and retrieval are one witness, and sure of itself
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -133,7 +134,8 @@ RANGES = [
     (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "label_smoothing",
       "robustness"),
      lambda v: 0 <= v <= 1, "a number between 0 and 1"),
-    (("learning_rate", "contrastive_count", "contrastive_temperature"), lambda v: 0 < v < inf, "a positive number"),
+    (("learning_rate", "contrastive_count", "contrastive_temperature", "temperature"),
+     lambda v: 0 < v < inf, "a positive number"),
     (("weight_decay", "augmentation", "average_epochs", "sharpness", "mask_weight", "contrastive_weight",
       "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
 ]

@@ -15,12 +15,12 @@ from ferlab.errors import FerlabError
 
 
 def label_posterior(
-    opinion: Tensor, given: Tensor, iterations: int = 100, tolerance: float = 1e-6
+    opinion: Tensor, given: Tensor, temperature: float = 1.0, iterations: int = 100, tolerance: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
     """Posterior of the true class of each face, and the confusion of the labels, by expectation-maximisation.
 
     posterior_ic is proportional to opinion_ic confusion_c,y_i, and confusion_cg to the sum of the posterior_ic of the
-    faces that were given g, plus 1 (Laplace's prior); each row sums to 1.
+    faces that were given g, plus 1 (Laplace's prior); each row sums to 1. The posterior is tempered at the end.
 
     opinion: [N, C], not negative: how much each face looks like each class, without a look at its given label; rows
     need not sum to 1. given: int [N] in [0, C). Returns float64 [N, C] and [C, C], P(given | true).
@@ -37,10 +37,13 @@ def label_posterior(
         if former is not None and (confusion - former).abs().max() < tolerance:
             break
         former, posterior = confusion, posterior_under(confusion, opinion, given)
-    return posterior_under(confusion, opinion, given), confusion
+    return posterior_under(confusion, opinion, given, temperature), confusion
 
 
-def posterior_under(confusion: Tensor, opinion: Tensor, given: Tensor) -> Tensor:
-    """Posterior of the true class under a known confusion [C, C], P(given | true): [N, C], rows sum to 1."""
-    posterior = opinion * confusion.T[given]
-    return posterior / posterior.sum(1, keepdim=True)
+def posterior_under(confusion: Tensor, opinion: Tensor, given: Tensor, temperature: float = 1.0) -> Tensor:
+    """Posterior of the true class under a known confusion [C, C], P(given | true): [N, C], rows sum to 1.
+
+    temperature: above 1 for an opinion that is too sure of itself; the posterior is raised to 1 / temperature.
+    """
+    logits = (opinion.double().clamp(min=1e-12).log() + confusion.log().T[given]) / temperature
+    return logits.softmax(1)

@@ -174,7 +174,8 @@ class DRFERMethod(Method):
             soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                            config.sharpness)
             if config.keep_given == "posterior":
-                soft, self.confusion = label_posterior(collected.logits.softmax(1) * soft, self.given)
+                soft, self.confusion = label_posterior(
+                    collected.logits.softmax(1) * soft, self.given, config.temperature)
                 self.clean_probability = torch.where(split, soft.gather(1, self.given[:, None])[:, 0],
                                                      self.clean_probability)
                 self.keep_every_class()
@@ -259,7 +260,7 @@ class DRFERMethod(Method):
                 soft = relabel(precision, self.config.sharpness)
                 if self.config.keep_given == "posterior":
                     opinion = torch.from_numpy(state["probability"]).to(soft) * soft
-                    soft = posterior_under(self.confusion, opinion, given)
+                    soft = posterior_under(self.confusion, opinion, given, self.config.temperature)
                     w = soft.gather(1, given[:, None])[:, 0]
                 soft = with_given(soft, w, given, F.one_hot(given, self.num_classes), self.config.keep_given)
             nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself

@@ -273,7 +273,8 @@ class Relabelling:
         precision, given = torch.from_numpy(self.precision[rows]), known.given[rows].cpu()
         soft = relabel(precision, known.config.sharpness)
         if keep == "posterior":
-            soft = posterior_under(known.confusion, torch.from_numpy(known.probability[rows]) * soft, given)
+            opinion = torch.from_numpy(known.probability[rows]) * soft
+            soft = posterior_under(known.confusion, opinion, given, known.config.temperature)
         w, targets = torch.from_numpy(known.clean_probability[rows]), torch.from_numpy(known.targets[rows])
         self.soft[rows] = with_given(soft, w, given, targets, keep).numpy()
         self.margin[rows] = retrieval_margin(precision, given).numpy()

@@ -41,7 +41,9 @@ def test_a_label_that_raters_confuse_says_less():
 def test_the_posterior_is_bayes_rule():
     confusion = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
     posterior = posterior_under(confusion, torch.tensor([[0.3, 0.7]]), torch.tensor([0]))
-    assert torch.allclose(posterior, torch.tensor([[0.24, 0.28]]) / 0.52)
+    assert torch.allclose(posterior, torch.tensor([[0.24, 0.28]]).double() / 0.52)
+    tempered = posterior_under(confusion, torch.tensor([[0.3, 0.7]]), torch.tensor([0]), temperature=2)
+    assert torch.allclose(tempered, posterior**0.5 / (posterior**0.5).sum())
 
 
 @settings(deadline=None, max_examples=60)

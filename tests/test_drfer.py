@@ -138,7 +138,7 @@ def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind,
 
 
 def test_the_posterior_weighs_network_retrieval_and_given_label():
-    trainer, wrongly, collected = prepared(keep_given="posterior", sharpness=1.5)
+    trainer, wrongly, collected = prepared(keep_given="posterior", sharpness=1.5, temperature=1.3)
     method, given = trainer.method, trainer.method.given
     logits = torch.randn(240, 3, generator=torch.Generator().manual_seed(5)) / 4
     method.split_and_relabel(Collection(logits, collected.embedding))
@@ -146,7 +146,7 @@ def test_the_posterior_weighs_network_retrieval_and_given_label():
     own[~wrongly] = torch.arange(int((~wrongly).sum()))  # by the losses; they are the gallery
     precision = class_average_precision(collected.embedding, collected.embedding[~wrongly], given[~wrongly], 3,
                                         balanced=True, exclude=own)
-    posterior, confusion = label_posterior(logits.softmax(1) * relabel(precision, 1.5), given)
+    posterior, confusion = label_posterior(logits.softmax(1) * relabel(precision, 1.5), given, temperature=1.3)
     assert torch.allclose(method.confusion, confusion)
     assert torch.allclose(method.new_targets, posterior.float(), atol=1e-6)
     assert torch.allclose(method.clean_probability, posterior[torch.arange(240), given])
