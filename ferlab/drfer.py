@@ -154,43 +154,47 @@ class DRFERMethod(Method):
         return self.split_and_relabel(collected) if ahead == 0 else {}
 
     def split_and_relabel(self, collected: Collection) -> dict:
-        """Split by the evidence, relabel the noisy set by retrieval from the clean one, and set the targets."""
+        """Split by the evidence, relabel by retrieval from the clean set, and set targets and weights."""
         config, embedding = self.config, collected.embedding
         loss = self.history[-config.smooth_collections :].mean(0)
         everybody = torch.arange(len(embedding), device=embedding.device)
         precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
         mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
-        split = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
-        split = split.to(loss.device)[self.given]
-        found = torch.from_numpy(mixture.clean_probability)
+        separates = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
+        judged = separates.to(loss.device)[self.given]
         # a class that does not separate now keeps what is known of it: once learned, clean losses are one heap
-        self.clean_probability = torch.where(split, found.to(loss.device), self.clean_probability)
-        self.keep_every_class()
+        self.judge(judged, torch.from_numpy(mixture.clean_probability).to(loss.device))
         self.split_made.fill_(True)
         self.new_targets = self.targets.clone()
         if self.noisy.any() and config.relabelling:
-            rows = self.noisy if config.keep_given in ("none", "noisy") else torch.ones_like(self.noisy)
-            clean, own = self.gallery_rows()
-            soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
-                           config.sharpness)
-            if config.keep_given == "posterior":
-                soft, self.confusion = label_posterior(
-                    collected.logits.softmax(1) * soft, self.given, config.temperature)
-                self.clean_probability = torch.where(split, soft.gather(1, self.given[:, None])[:, 0],
-                                                     self.clean_probability)
-                self.keep_every_class()
-            self.new_targets[rows] = with_given(
-                soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)
+            self.relabel(collected, judged)
         self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
         return {"split": self.quality() | {"status": mixture.status}}
 
-    def keep_every_class(self) -> None:
-        """A given class that would be left without a clean face counts as clean: a network that never says its name
-        cannot judge it."""
+    def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
+        """Set the clean probability [N] of the ``judged`` faces, bool [N].
+
+        A given class that would be left without a clean face counts as clean: a network that never says its name
+        cannot judge it.
+        """
+        self.clean_probability = torch.where(judged, clean_probability, self.clean_probability)
         for c in self.given.unique():
             mine = self.given == c
             if self.noisy[mine].all():
                 self.clean_probability[mine] = 1
+
+    def relabel(self, collected: Collection, judged: Tensor) -> None:
+        """Set the new targets, and by Bayes' rule the clean probability of the ``judged`` faces, bool [N]."""
+        config, embedding = self.config, collected.embedding
+        rows = self.noisy if config.keep_given in ("none", "noisy") else torch.ones_like(self.noisy)
+        clean, own = self.gallery_rows()
+        soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
+                       config.sharpness)
+        if config.keep_given == "posterior":
+            soft, self.confusion = label_posterior(collected.logits.softmax(1) * soft, self.given, config.temperature)
+            self.judge(judged, soft.gather(1, self.given[:, None])[:, 0])
+        self.new_targets[rows] = with_given(
+            soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)
 
     def gallery_rows(self) -> tuple[Tensor, Tensor]:
         """Rows of the clean training faces, int [M], and every training face's place there, int [N], -1 = none."""
