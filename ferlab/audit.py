@@ -69,7 +69,7 @@ class Audit:
     @property
     def suggested(self) -> np.ndarray:
         """The most likely class but the given one, int [N]."""
-        return np.where(np.arange(len(self.classes)) == self.given[:, None], -1, self.soft_label).argmax(1)
+        return self._others.argmax(1)
 
     def table(self) -> pd.DataFrame:
         """name, given, suggested, score, and the soft label's share of each class; most suspicious first."""

@@ -28,15 +28,14 @@ def label_posterior(
     """
     if opinion.ndim != 2 or len(opinion) != len(given):
         raise FerlabError(f"opinion {tuple(opinion.shape)} and {len(given)} labels do not match: give [N, C] and [N].")
-    labels = F.one_hot(given, opinion.shape[1]).double()
-    opinion = opinion.double().clamp(min=1e-12)
-    posterior, former = opinion / opinion.sum(1, keepdim=True), None
+    classes = opinion.shape[1]
+    labels = F.one_hot(given, classes).double()
+    confusion = labels.new_full((classes, classes), 1 / classes)  # of labels that say nothing
     for _ in range(iterations):
-        confusion = posterior.T @ labels + 1
-        confusion = confusion / confusion.sum(1, keepdim=True)
-        if former is not None and (confusion - former).abs().max() < tolerance:
+        counts = posterior_under(confusion, opinion, given).T @ labels + 1
+        former, confusion = confusion, counts / counts.sum(1, keepdim=True)
+        if (confusion - former).abs().max() < tolerance:
             break
-        former, posterior = confusion, posterior_under(confusion, opinion, given)
     return posterior_under(confusion, opinion, given, temperature), confusion
 
 
@@ -45,5 +44,5 @@ def posterior_under(confusion: Tensor, opinion: Tensor, given: Tensor, temperatu
 
     temperature: above 1 for an opinion that is too sure of itself; the posterior is raised to 1 / temperature.
     """
-    logits = (opinion.double().clamp(min=1e-12).log() + confusion.log().T[given]) / temperature
-    return logits.softmax(1)
+    posterior = (opinion.double().clamp(min=1e-12) * confusion.T[given]) ** (1 / temperature)
+    return posterior / posterior.sum(1, keepdim=True)

@@ -43,6 +43,15 @@ def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tens
     return -(targets * torch.expm1(q * log_p) / q).sum(1).mean()
 
 
+def soft_labels(config: Config, precision: Tensor, probability: Tensor, given: Tensor, confusion: Tensor) -> Tensor:
+    """What faces look like by their average precisions [B, C], rows [B, C] that sum to 1; and, by Bayes' rule, to the
+    network, ``probability`` [B, C], and to those who gave the labels, int [B], with a known confusion [C, C]."""
+    soft = relabel(precision, config.sharpness)
+    if config.keep_given == "posterior":
+        soft = posterior_under(confusion, probability * soft, given, config.temperature)
+    return soft
+
+
 def with_given(soft: Tensor, w: Tensor, given: Tensor, targets: Tensor, keep_given: str) -> Tensor:
     """New labels [B, C], rows sum to 1, of soft ones [B, C] and what is kept of the given ones (ours).
 
@@ -260,12 +269,12 @@ class DRFERMethod(Method):
                 w, soft = self.clean_probability, self.new_targets
                 state["loss_history"] = self.history.cpu().numpy()
             else:
-                w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
-                soft = relabel(precision, self.config.sharpness)
+                probability = torch.from_numpy(state["probability"]).to(embedding)
+                soft = soft_labels(self.config, precision, probability, given, self.confusion)
                 if self.config.keep_given == "posterior":
-                    opinion = torch.from_numpy(state["probability"]).to(soft) * soft
-                    soft = posterior_under(self.confusion, opinion, given, self.config.temperature)
                     w = soft.gather(1, given[:, None])[:, 0]
+                else:
+                    w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
                 soft = with_given(soft, w, given, F.one_hot(given, self.num_classes), self.config.keep_given)
             nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself
             others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]

@@ -34,15 +34,14 @@ from PIL import Image
 
 from ferlab import benchmarks, plots
 from ferlab.config import Config
-from ferlab.confusion import posterior_under
 from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
-from ferlab.drfer import epochs_to_split, with_given
+from ferlab.drfer import epochs_to_split, soft_labels, with_given
 from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
-from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
+from ferlab.retrieval import class_average_precision, nearest_neighbours, retrieval_margin
 from ferlab.runs import Run
 
 SIDE = 72  # pixels of a thumbnail
@@ -269,14 +268,11 @@ class Relabelling:
 
     def _derive(self, rows: np.ndarray) -> None:
         """Soft labels and margins of ``rows`` from their AP, as ``DRFERMethod.split_and_relabel`` makes them."""
-        known, keep = self.suspects, self.suspects.config.keep_given
+        known, config = self.suspects, self.suspects.config
         precision, given = torch.from_numpy(self.precision[rows]), known.given[rows].cpu()
-        soft = relabel(precision, known.config.sharpness)
-        if keep == "posterior":
-            opinion = torch.from_numpy(known.probability[rows]) * soft
-            soft = posterior_under(known.confusion, opinion, given, known.config.temperature)
+        soft = soft_labels(config, precision, torch.from_numpy(known.probability[rows]), given, known.confusion)
         w, targets = torch.from_numpy(known.clean_probability[rows]), torch.from_numpy(known.targets[rows])
-        self.soft[rows] = with_given(soft, w, given, targets, keep).numpy()
+        self.soft[rows] = with_given(soft, w, given, targets, config.keep_given).numpy()
         self.margin[rows] = retrieval_margin(precision, given).numpy()
 
     def neighbours(self, row: int, count: int = NEIGHBOURS) -> np.ndarray:

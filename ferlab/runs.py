@@ -24,6 +24,8 @@ import torch
 from ferlab.config import Config
 from ferlab.errors import BusyError, FerlabError
 
+TEMPORARY = ".*.[0-9]*.*"  # names that write_whole gives to files that are not yet whole
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place, so that it is whole or not there.
@@ -90,7 +92,7 @@ class Run:
             raise FerlabError(f"{self.directory} cannot be written ({error.strerror}): choose a folder that you may "
                               "write to.") from error
         try:
-            for unfinished in self.directory.glob(".*.[0-9]*.*"):  # write_whole's
+            for unfinished in self.directory.glob(TEMPORARY):
                 unfinished.unlink(missing_ok=True)
             yield
         finally:

@@ -101,14 +101,17 @@ def test_terms_are_weighted_by_their_settings():
     assert after["contrastive"] > 0
 
 
+@pytest.mark.parametrize("keep_given", ["all", "posterior"])
 @pytest.mark.parametrize("split", ["class", "shared"])
-def test_split_finds_the_wrong_labels_and_keeps_the_books(split):
-    trainer, wrongly, collected = prepared(split=split, relabel_weight=0.5)
+def test_split_finds_the_wrong_labels_and_keeps_the_books(split, keep_given):
+    trainer, wrongly, collected = prepared(split=split, keep_given=keep_given, relabel_weight=0.5)
     method = trainer.method
     record = method.split_and_relabel(collected)["split"]
     given, truth = method.given, torch.from_numpy(trainer.splits.train.truth)
     assert torch.equal(method.noisy, wrongly) and torch.equal(method.noisy, method.clean_probability < 0.5)
     assert torch.allclose(method.new_targets.sum(1), torch.ones(240), atol=1e-5) and (method.new_targets >= 0).all()
+    if keep_given == "all":
+        assert torch.allclose(method.new_targets[~wrongly], F.one_hot(given, 3)[~wrongly].float(), atol=1e-3)
     assert torch.equal(method.new_targets.argmax(1)[~wrongly], given[~wrongly])
     assert torch.equal(method.new_targets.argmax(1), truth)  # embeddings tell the true class, so retrieval does
     assert torch.equal(method.weight, torch.where(wrongly, 0.5, 1.0))
