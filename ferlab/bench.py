@@ -120,6 +120,12 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(),
     }
+    how_read = {key: cell.options[key] for key in ("rule", "skip_bad", "holdout") if key in cell.options}
+    write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
+        "data": cell.data, "root": None if cell.root is None else str(Path(cell.root).expanduser().resolve()), **how_read,
+        "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
+        "options": {key: value for key, value in cell.options.items() if key not in how_read},
+    })
     try:
         trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False)
     except FerlabError as error:

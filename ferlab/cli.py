@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import types
 import typing
@@ -113,8 +114,10 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
     noise_rate = 0.3 if noise and noise_rate is None else noise_rate
 
-    from ferlab import benchmarks, decisions, runs, training
+    from ferlab import benchmarks, decisions, parallel, runs, training
 
+    if not parallel.leads():  # of several processes one speaks
+        progress, sys.stdout = False, open(os.devnull, "w")  # noqa: SIM115
     training.method_class(config.method)
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
@@ -139,7 +142,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
             click.echo(epoch_line(self.records[-1], self.config.epochs))
 
     trainer = Trainer(config, splits, run, progress)
-    if not run.has_checkpoint:
+    if trainer.leads and not run.has_checkpoint:
         runs.write_json(run.directory / "data.json", data)
         if new_labels is not None:  # a copy, so that the run can be explored without the file
             decisions.write_labels(run.directory / "labels.csv", new_labels)

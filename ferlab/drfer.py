@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ferlab import metrics
+from ferlab import metrics, parallel
 from ferlab.config import Config
 from ferlab.confusion import label_posterior, posterior_under
 from ferlab.data import FaceSet
@@ -232,9 +232,9 @@ class DRFERMethod(Method):
     ) -> Tensor:
         """Class AP of the configured kind, [Q, C]."""
         kind = self.config.average_precision
-        return class_average_precision(
+        return parallel.by_rows(lambda queries, exclude: class_average_precision(
             queries, gallery, labels, self.num_classes, self.config.top_k, balanced=kind == "balanced",
-            chance_corrected=kind == "chance", exclude=exclude)
+            chance_corrected=kind == "chance", exclude=exclude), queries, exclude)
 
     def quality(self) -> dict:
         """How right the split and the new labels are, by the truth that training does not see; {} without a truth."""
@@ -276,7 +276,8 @@ class DRFERMethod(Method):
                 else:
                     w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
                 soft = with_given(soft, w, given, F.one_hot(given, self.num_classes), self.config.keep_given)
-            nearest = nearest_neighbours(embedding, gallery, 11)  # one more than 10, as a face may find itself
+            # one more than 10, as a face may find itself
+            nearest = parallel.by_rows(lambda queries: nearest_neighbours(queries, gallery, 11), embedding)
             others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]
             state |= {
                 "average_precision": precision.cpu().numpy(), "clean_probability": w.cpu().numpy(),

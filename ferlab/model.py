@@ -19,14 +19,12 @@ PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 class Features(NamedTuple):
     """What the network makes of a batch.
 
-    logits: [B, C]; embedding: V = [L; G] / ||[L; G]||, [B, D]; attention: [B, K, h, w] in [0, 1];
-    local_map: the attended stage-3 map that the decoder reads, [B, channels, h, w].
+    logits: [B, C]; embedding: V = [L; G] / ||[L; G]||, [B, D]; attention: [B, K, h, w] in [0, 1].
     """
 
     logits: Tensor
     embedding: Tensor
     attention: Tensor
-    local_map: Tensor
 
 
 class BasicBlock(nn.Module):
@@ -121,8 +119,11 @@ class Decoder(nn.Module):
 class DRFER(nn.Module):
     """Trunk (stages 1-3) -> Global Branch (stage 4, pooling -> G) and Local Branch (attention -> L) -> classifier.
 
-    Input: float [B, 3, size, size], standardised by ``standardise``.
+    Input: float [B, 3, size, size], standardised by ``standardise``. by_face: functions of faces that return rows for
+    each, which several processes share (``ferlab.parallel``).
     """
+
+    by_face: tuple[str, ...] = ("forward", "reconstruct")
 
     def __init__(self, config: Config, num_classes: int):
         super().__init__()
@@ -146,10 +147,10 @@ class DRFER(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         shared = self.trunk(x)
-        local, attention, attended = self.local(shared)
+        local, attention, _ = self.local(shared)
         whole = self.stage4(shared).mean((2, 3))  # G, [B, width4]
         joined = torch.cat([local, whole], dim=1)  # [L; G]
-        return Features(self.classifier(joined), F.normalize(joined.float(), dim=1), attention, attended)
+        return Features(self.classifier(joined), F.normalize(joined.float(), dim=1), attention)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pixels [B, 3, size, size] predicted from (masked) faces by trunk, Local Branch and decoder."""

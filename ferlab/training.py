@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ferlab import metrics
+from ferlab import metrics, parallel
 from ferlab.augment import augment
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
@@ -35,8 +36,7 @@ class Batch:
     index: Tensor
 
 
-@dataclass
-class Collection:
+class Collection(NamedTuple):
     """What the averaged network says in evaluation mode of N faces, in their order.
 
     logits: [N, C]; embedding: V, [N, D], l2-normalised; both averaged over the face and its mirror image.
@@ -123,12 +123,14 @@ class Trainer:
         if splits.train is None or not len(splits.train):
             raise FerlabError("There are no training faces: give a data set with a train split.")
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
+        self.device = parallel.device()
+        self.leads = parallel.leads()
+        self.bar_off = None if self.leads and progress is None else not (self.leads and progress)  # None: on a terminal
         torch.manual_seed(config.seed)
         self.method = method_class(config.method)(config, self.train).to(self.device)
         self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        parallel.share(self.network, config.batch_size)
         self.optimizer = make_optimizer(config, self.network)
         self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
         self.epoch = 0
@@ -139,7 +141,7 @@ class Trainer:
 
         Raises BusyError if another process is training there.
         """
-        with nullcontext() if self.run is None else self.run.alone():
+        with self.run.alone() if self.run is not None and self.leads else nullcontext():
             return self._fit()
 
     def _fit(self) -> Trainer:
@@ -153,11 +155,12 @@ class Trainer:
             if self.splits.valid is not None and len(self.splits.valid):
                 record["valid"] = self.evaluate(self.splits.valid)
             self.records.append({"epoch": self.epoch, "seconds": round(time.perf_counter() - started, 2)} | record)
-            if self.run is not None:
+            if self.run is not None and self.leads:
                 self._save(self.run)
         if self.run is not None:
             for name, state in self.method.states(self).items():
-                self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
+                if self.leads:
+                    self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
         return self
 
     def _train_epoch(self) -> dict:
@@ -187,6 +190,7 @@ class Trainer:
             broken = torch.where(broken.any(), broken, ~values.isfinite())  # the first to break, told after the epoch
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
+            parallel.mean_gradients(self.network)
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             self.optimizer.step()
             self._update_average(step)
@@ -251,6 +255,8 @@ class Trainer:
                 ) from error
             self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
             return
+        if not self.leads:
+            return
         train = self.train
         write_json(run.directory / "environment.json", environment() | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
@@ -275,19 +281,23 @@ def reference(faces: FaceSet) -> np.ndarray:
 @torch.no_grad()
 def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
+    def of_rows(rows: Tensor) -> Collection:
+        logits, embeddings = [], []
+        for index in rows.split(256):
+            raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
+            images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
+            views = (images, images.flip(3)) if mirror else (images,)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):
+                features = [network(view) for view in views]
+            logits.append(torch.stack([f.logits.float() for f in features]).mean(0))
+            embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
+        return Collection(torch.cat(logits), torch.cat(embeddings))
+
     was_training = network.training
     network.eval()
-    logits, embeddings = [], []
-    for start in range(0, len(faces), 256):
-        raw = torch.from_numpy(np.array(faces.images[start : start + 256])).to(device)
-        images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
-        views = (images, images.flip(3)) if mirror else (images,)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):
-            features = [network(view) for view in views]
-        logits.append(torch.stack([f.logits.float() for f in features]).mean(0))
-        embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
+    collected = parallel.by_rows(of_rows, torch.arange(len(faces)))
     network.train(was_training)
-    return Collection(torch.cat(logits), torch.cat(embeddings))
+    return collected
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:

@@ -86,7 +86,7 @@ class Linear(nn.Module):
 
     def forward(self, x):
         logits = torch.einsum("bchw,kchw->bk", x, self.weight)
-        return Features(logits, logits, logits, logits)
+        return Features(logits, logits, logits)
 
 
 def test_integrated_gradients_of_a_linear_network_are_weight_times_pixel():

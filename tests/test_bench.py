@@ -24,6 +24,8 @@ from ferlab.bench import (
     update_readme,
 )
 from ferlab.errors import FerlabError
+from ferlab.explorer import training_faces
+from ferlab.runs import Run
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
@@ -92,6 +94,14 @@ def test_one_real_cell_records_data_noise_settings_and_machine(tmp_path):
     assert made["faces"] == {"train": 48, "valid": 16, "test": 16} and "achieved 29" in made["achieved"]
     assert made["settings"]["seed"] == 3 and made["settings"]["epochs"] == 1 and made["environment"]["torch"]
     assert made["scores"]["test"]["faces"] == 16 and len(made["epochs"]) == 1
+
+
+def test_the_run_of_a_cell_can_be_explored(tmp_path):
+    path = grid_file(tmp_path, seeds=[0], schedules={"one": {"epochs": 1}}, noise=[["annotators", 0.3]])
+    (name,) = run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
+    (made,) = read_results(tmp_path / "results")
+    faces = training_faces(Run.open(tmp_path / "runs" / name))
+    assert len(faces) == 48 and faces.noise == made["achieved"]
 
 
 def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):

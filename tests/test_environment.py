@@ -22,7 +22,7 @@ else:
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 # where a package's import name is another than the one it is installed by
 INSTALLED_AS = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "umap": "umap-learn",
-                "yaml": "pyyaml", "IPython": "ipywidgets"}
+                "yaml": "pyyaml", "IPython": "ipywidgets", "lightning_fabric": "lightning-fabric"}
 
 
 def names(requirements: list[str]) -> set[str]:
@@ -44,7 +44,7 @@ def imported(folder: Path) -> dict[str, str]:
 
 
 def test_every_import_of_the_package_is_a_dependency():
-    needed = names(PROJECT["dependencies"])
+    needed = names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["parallel"])
     missing = {name: path for name, path in imported(REPOSITORY / "ferlab").items()
                if INSTALLED_AS.get(name, name).lower() not in needed}
     assert not missing
@@ -58,7 +58,8 @@ def test_every_import_of_the_tests_is_a_dependency_or_an_extra():
 
 
 def test_every_dependency_has_a_lower_bound_and_no_upper_one():
-    listed = {*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]}
+    extras = PROJECT["optional-dependencies"]
+    listed = {*PROJECT["dependencies"], *extras["dev"], *extras["parallel"]} - {"ferlab[parallel]"}
     for requirement in listed - {"opencv-python-headless>=4.9,<5"}:  # OpenCV 5 has no Haar cascades
         assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?>=[0-9.]+", requirement), requirement
 

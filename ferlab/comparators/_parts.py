@@ -16,29 +16,30 @@ from ferlab.training import Method, Trainer
 
 
 class Parts(NamedTuple):
-    """The backbone of a batch: vector = [L; G] before normalisation, [B, D]; attention [B, K, h, w]; local_map (stage
-    3) [B, channels, h, w]; whole_map (stage 4, whose mean is G) [B, width, h', w']."""
+    """The backbone of a batch: vector = [L; G] before normalisation, [B, D]; attention [B, K, h, w];
+    whole_map (stage 4, whose mean is G) [B, width, h', w']."""
 
     vector: Tensor
     attention: Tensor
-    local_map: Tensor
     whole_map: Tensor
 
 
 class Backbone(DRFER):
     """The network that plain trains, weight for weight; a comparator adds its heads to it."""
 
+    by_face = ("parts", "reconstruct")
+
     def parts(self, x: Tensor) -> Parts:
         """x: float [B, 3, size, size], standardised."""
         shared = self.trunk(x)
-        local, attention, attended = self.local(shared)
+        local, attention, _ = self.local(shared)
         whole_map = self.stage4(shared)
-        return Parts(torch.cat([local, whole_map.mean((2, 3))], dim=1), attention, attended, whole_map)
+        return Parts(torch.cat([local, whole_map.mean((2, 3))], dim=1), attention, whole_map)
 
     def features(self, parts: Parts, logits: Tensor, vector: Tensor | None = None) -> Features:
         """``Features`` with these logits [B, C]; the embedding is the vector [B, D], or another one, normalised."""
         vector = parts.vector if vector is None else vector
-        return Features(logits, F.normalize(vector.float(), dim=1), parts.attention, parts.local_map)
+        return Features(logits, F.normalize(vector.float(), dim=1), parts.attention)
 
     def forward(self, x: Tensor) -> Features:
         parts = self.parts(x)

@@ -49,8 +49,8 @@ class TwinNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         one, two = (twin(x) for twin in self.twins)
-        joined = [torch.cat(pair, dim=1) for pair in zip(one[1:], two[1:], strict=True)]
-        return Features((one.logits + two.logits) / 2, F.normalize(joined[0], dim=1), *joined[1:])
+        embedding, attention = (torch.cat(pair, dim=1) for pair in zip(one[1:], two[1:], strict=True))
+        return Features((one.logits + two.logits) / 2, F.normalize(embedding, dim=1), attention)
 
 
 class DivideMix(Comparator):

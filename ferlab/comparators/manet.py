@@ -69,6 +69,8 @@ class ConvolutionalAttention(nn.Module):
 class MANetNetwork(nn.Module):
     """embedding: [local; global], normalised; attention: the four quadrants' spatial attention, put together."""
 
+    by_face = ("branches",)
+
     def __init__(self, config: Config, num_classes: int):
         super().__init__()
         backbone = Backbone(config, num_classes)
@@ -99,7 +101,7 @@ class MANetNetwork(nn.Module):
         logits = self.whole_classifier(whole), self.local_classifier(local)
         return *logits, Features(
             GLOBAL_WEIGHT * logits[0] + LOCAL_WEIGHT * logits[1], F.normalize(joined.float(), dim=1),
-            four_together(attention), four_together(attended))
+            four_together(attention))
 
     def forward(self, x: Tensor) -> Features:
         return self.branches(x)[2]

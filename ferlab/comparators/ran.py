@@ -47,7 +47,7 @@ class RANNetwork(Backbone):
         joined = torch.cat([vectors, middle.expand_as(vectors)], dim=2)  # [6, B, 2D]
         weight = mu * self.relation_attention(joined).sigmoid()  # mu nu
         pooled = (weight * joined).sum(0) / weight.sum(0)  # P, [B, 2D]
-        face = parts._replace(attention=parts.attention[: len(x)], local_map=parts.local_map[: len(x)])
+        face = parts._replace(attention=parts.attention[: len(x)])
         return self.features(face, self.classifier(pooled), pooled), mu.squeeze(2)
 
     def forward(self, x: Tensor) -> Features:
