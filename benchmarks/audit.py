@@ -8,6 +8,7 @@ Needs cleanlab (pip install 'ferlab[dev]'), and reference labels, which neither 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from ferlab import metrics
 from ferlab.audit import Audit, read
 from ferlab.errors import FerlabError
 from ferlab.retrieval import retrieval_margin
-from ferlab.runs import write_json
+from ferlab.runs import Run, write_json
 
 
 def suspicion(found: Audit) -> dict[str, np.ndarray]:
@@ -77,7 +78,10 @@ def main(directory: Path, report: Path | None) -> None:
         found, truth = read(directory)
         if truth is None:
             raise FerlabError(f"The faces of {directory} have no reference labels to compare with.")
-        result = compare(found, truth)
+        made = json.loads((directory / "audit.json").read_text())
+        environment = Run.open(directory / "fold_0").environment
+        result = compare(found, truth) | {
+            "folds": made["folds"], "settings": made["settings"], "environment": environment}
         if report is not None:
             write_json(report, result)
     except FerlabError as error:

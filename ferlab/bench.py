@@ -122,7 +122,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     }
     how_read = {key: cell.options[key] for key in ("rule", "skip_bad", "holdout") if key in cell.options}
     write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
-        "data": cell.data, "root": None if cell.root is None else str(Path(cell.root).expanduser().resolve()), **how_read,
+        "data": cell.data, **how_read,
+        "root": None if cell.root is None else str(Path(cell.root).expanduser().resolve()),
         "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
         "options": {key: value for key, value in cell.options.items() if key not in how_read},
     })
@@ -219,13 +220,18 @@ def read_failures(folder: str | Path) -> dict[str, str]:
     return {result["name"]: result["failed"] for result in _read_all(folder) if "failed" in result}
 
 
+def read_audits(folder: str | Path) -> list[dict]:
+    """What ``benchmarks/audit.py`` wrote to a folder, in the order of the names; [] where there is none."""
+    return _read_all(folder)
+
+
 def _read_all(folder: str | Path) -> list[dict]:
     records = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
             records.append(dict(json.loads(path.read_text())))
         except (OSError, ValueError, TypeError) as error:
-            raise FerlabError(f"{path} is no result of ferlab bench: delete it and run the grid again.") from error
+            raise FerlabError(f"{path} is no result of ferlab: delete it and measure again.") from error
     return records
 
 
@@ -356,14 +362,35 @@ def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], 
     return closed
 
 
-def update_readme(readme: str | Path, results: list[dict]) -> None:
-    """Put the tables between the markers <!-- results --> and <!-- /results -->. Raises FerlabError without markers."""
+def audit_table(audits: list[dict]) -> str:
+    """A Markdown table of what ``benchmarks/audit.py`` compared, in per cent.
+
+    AUROC and average precision of finding the wrong labels, by cleanlab's best score for each and by the audit's; and
+    the share of the wrong labels set right by the network's likeliest other class, and by the audit's suggestion.
+    """
+    lines = ["| data (rule) | label noise | faces | wrong | AUROC: cleanlab, audit "
+             "| average precision: cleanlab, audit | set right: network, audit |", "|---|---|---|---|---|---|---|"]
+    for audit in audits:
+        about, ours, right = audit["environment"], audit["detection"]["audit score"], audit["right_if_wrong"]
+        gain = audit["gain_over_cleanlabs_best"]
+        pairs = [(ours[kind] - gain[kind], ours[kind]) for kind in ("auroc", "average_precision")]
+        pairs.append((right["network's best but the given"], right["audit's suggestion"]))
+        cells = [f"{about['dataset']} ({about['rule']})", about["noise"] or "as given", f"{audit['faces']:,}",
+                 _percent([audit["wrong_share"]]), *(f"{100 * other:.1f}, **{100 * own:.1f}**" for other, own in pairs)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def update_readme(readme: str | Path, parts: dict[str, str]) -> None:
+    """Put each text between its markers <!-- NAME --> and <!-- /NAME -->. Raises FerlabError without the markers."""
     path = Path(readme)
-    before, opening, rest = path.read_text().partition("<!-- results -->\n")
-    _, closing, after = rest.partition("<!-- /results -->")
-    if not (opening and closing):
-        raise FerlabError(f"{path} lacks the lines <!-- results --> and <!-- /results -->: add them.")
-    text = before + opening + tables(results) + "\n" + closing + after
+    text = path.read_text()
+    for name, part in parts.items():
+        before, opening, rest = text.partition(f"<!-- {name} -->\n")
+        _, closing, after = rest.partition(f"<!-- /{name} -->")
+        if not (opening and closing):
+            raise FerlabError(f"{path} lacks the lines <!-- {name} --> and <!-- /{name} -->: add them.")
+        text = before + opening + part + "\n" + closing + after
     write_whole(path, lambda temporary: temporary.write_text(text))
 
 

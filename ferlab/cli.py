@@ -591,16 +591,20 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
 @cli.command()
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False, exists=True), default="benchmarks/results",
               show_default=True)
+@click.option("--audits", type=click.Path(path_type=Path, file_okay=False), default="benchmarks/audit",
+              show_default=True, help="What benchmarks/audit.py compared.")
 @click.option("--readme", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Put the tables between the markers of this file.")
-def report(results: Path, readme: Path | None) -> None:
-    """Print what ferlab bench measured as Markdown tables."""
+def report(results: Path, audits: Path, readme: Path | None) -> None:
+    """Print what ferlab bench and the comparison of audits measured as Markdown tables."""
     from ferlab import bench
 
-    measured = bench.read_results(results)
+    parts = {"results": bench.tables(bench.read_results(results))}
+    if compared := bench.read_audits(audits):
+        parts["audits"] = bench.audit_table(compared)
     if readme is not None:
-        bench.update_readme(readme, measured)
-    click.echo(bench.tables(measured))
+        bench.update_readme(readme, parts)
+    click.echo("\n\n".join(parts.values()))
     for name, reason in bench.read_failures(results).items():
         click.echo(f"{name} failed: {reason}", err=True)
 

@@ -10,11 +10,13 @@ import pytest
 
 from ferlab.bench import (
     SETTING,
+    audit_table,
     best_schedules,
     frame,
     gap_closed,
     interval,
     quoted,
+    read_audits,
     read_failures,
     read_grid,
     read_results,
@@ -232,19 +234,22 @@ def test_table_holds_mean_and_interval_of_the_chosen_schedule():
 
 def test_readme_quotes_the_recorded_results_and_nothing_else():
     text = (ROOT / "README.md").read_text()
-    quoted = text.partition("<!-- results -->\n")[2].partition("<!-- /results -->")[0]
-    assert quoted.strip() == tables(read_results(ROOT / "benchmarks" / "results")).strip()
+    for name, made in (("results", tables(read_results(ROOT / "benchmarks" / "results"))),
+                       ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit")))):
+        assert text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].strip() == made.strip()
 
 
 def test_readme_is_updated_between_its_markers_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    update_readme(readme, [result()])
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "50.0" in text
+    update_readme(readme, {"results": "new"})
+    assert readme.read_text() == "before\n<!-- results -->\nnew\n<!-- /results -->\nafter\n"
+    with pytest.raises(FerlabError, match="lacks the lines <!-- audits -->"):
+        update_readme(readme, {"results": "newer", "audits": "more"})
+    assert "newer" not in readme.read_text()
     readme.write_text("nothing")
-    with pytest.raises(FerlabError, match="markers|results"):
-        update_readme(readme, [result()])
+    with pytest.raises(FerlabError, match="lacks the lines <!-- results -->"):
+        update_readme(readme, {"results": "new"})
     assert readme.read_text() == "nothing"
 
 

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from test_training import bars, settings, weights
 
 from ferlab import comparators, load_pretrained
-from ferlab.comparators import dacl, dividemix, dmue, eac, manet, ran, rul, scn
+from ferlab.comparators import dacl, dividemix, dmue, eac, manet, ran, rul
 from ferlab.comparators._parts import Backbone
 from ferlab.data import Splits
 from ferlab.errors import FerlabError
@@ -25,7 +25,6 @@ EACH = pytest.mark.parametrize("method", comparators.NAMES)
 @pytest.fixture(autouse=True)
 def early(monkeypatch):
     """What the papers begin after some epochs begins here after the first or second."""
-    monkeypatch.setattr(scn.SCN, "relabel_from", 1)
     monkeypatch.setattr(dmue.DMUE, "ramp", 2)
     monkeypatch.setattr(dividemix.DivideMix, "warm_up", 2)
 
@@ -165,7 +164,7 @@ def test_scn_relabels_where_the_margin_is_met():
 
 
 def test_scn_relabels_the_low_group_only_and_not_before_its_epoch(monkeypatch):
-    trainer, batch = prepared("scn")
+    trainer, batch = prepared("scn", warm_up=1)
     method, asked = trainer.method, []
     monkeypatch.setattr(method, "relabel", lambda probability, index: asked.append(index))
     terms(trainer, batch)

@@ -98,6 +98,7 @@ def test_data_sets(name, skip_bad, tmp_path):
               lambda: every_split(name, root, skip_bad=skip_bad), TRIES // 2, spares=skip_bad)
 
 
+@pytest.mark.filterwarnings("ignore:The .* split of")
 @pytest.mark.parametrize("name", ["ferplus", "fer2013"])
 def test_lists(name, tmp_path):
     """The lists among hundreds of images would seldom be drawn."""

@@ -8,9 +8,11 @@ Wang, Peng, Yang, Lu and Qiao, Suppressing Uncertainties for Large-Scale Facial 
     L = gamma L_rr + (1 - gamma) L_wce
     y'_i = argmax P if P_max - P_{y_i} > delta2, for the low group of the batch            relabelling
 
-Source: these formulas; beta = 70 % in the high group, delta1 = 0.15, delta2 = 0.2, gamma = 0.5, relabelling from epoch
-10. Ours: x is [L; G] of the shared backbone. Left out: learning delta1 (a variant of the paper). The authors' code
-relabels the whole batch; the paper, and this file, its low group alone.
+Source: these formulas; beta = 70 % in the high group, delta1 = 0.15, delta2 = 0.2, gamma = 0.5. Ours: x is [L; G] of
+the shared backbone; relabelling begins after ``warm_up`` epochs, as DR-FER's does. (The paper's 10 are of a network
+that was pre-trained on faces; from scratch most faces of rare classes were then given to big ones.) Left out: learning
+delta1 (a variant of the paper). The authors' code relabels the whole batch; the paper, and this file, its low group
+alone.
 """
 
 from __future__ import annotations
@@ -53,7 +55,6 @@ class SCN(Comparator):
     rank_margin = 0.15  # delta1
     relabel_margin = 0.2  # delta2
     rank_weight = 0.5  # gamma
-    relabel_from = 10  # epochs before relabelling
     labels: Tensor
     new_targets: Tensor
 
@@ -70,7 +71,7 @@ class SCN(Comparator):
                 features.logits, self.new_targets[batch.index]),
             "rank": self.rank_weight * F.relu(self.rank_margin - (alpha[high].mean() - alpha[low].mean())),
         }
-        if self.epochs_done >= self.relabel_from:
+        if self.epochs_done >= self.config.warm_up:
             self.relabel(features.logits.detach().float().softmax(1)[low], batch.index[low])
         return terms
 
