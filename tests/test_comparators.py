@@ -26,7 +26,6 @@ EACH = pytest.mark.parametrize("method", comparators.NAMES)
 def early(monkeypatch):
     """What the papers begin after some epochs begins here after the first or second."""
     monkeypatch.setattr(dmue.DMUE, "ramp", 2)
-    monkeypatch.setattr(dividemix.DivideMix, "warm_up", 2)
 
 
 def prepared(method, count=48, wrong=0.25, **changes):
@@ -396,7 +395,7 @@ def test_dividemix_mixes_images_and_labels_alike():
 
 
 def test_dividemix_each_network_learns_from_the_others_division():
-    trainer, batch = prepared("dividemix")
+    trainer, batch = prepared("dividemix", warm_up=2)
     method = trainer.method
     method.epochs_done.fill_(3)
     method.clean_probability[0] = 0.0  # by the first network's losses every label is wrong ...
@@ -409,7 +408,7 @@ def test_dividemix_each_network_learns_from_the_others_division():
 
 
 def test_dividemix_divides_by_the_losses_of_all_classes(monkeypatch):
-    trainer, _ = prepared("dividemix", count=60, epochs=9)
+    trainer, _ = prepared("dividemix", count=60, epochs=9, warm_up=2)
     faces, method = trainer.train, trainer.method
     right = torch.from_numpy(faces.labels == faces.truth)
     logits = 4.0 * F.one_hot(torch.from_numpy(faces.truth), 3) + torch.rand(60, 3, generator=torch.manual_seed(0))

@@ -10,10 +10,11 @@ Li, Socher and Hoi, DivideMix: Learning with Noisy Labels as Semi-supervised Lea
     x'_i = l x_i + (1 - l) x_j,  t'_i likewise,  l = max(b, 1 - b),  b ~ Beta(4, 4)                  mixing
     L = CE(labelled) + lambda_u MSE(unlabelled) + sum_c pi_c log(pi_c / mean_i p_ic),  pi = 1/C
 
-Source: these formulas, T = 0.5, Beta(4, 4), the threshold 0.5, 10 epochs of warm-up, lambda_u = 25 rising over 16
-epochs (the paper takes 0 to 150, by the noise), the mean of both networks as prediction. Ours: guesses are of the
-augmented face and its mirror image; a batch holds labelled and unlabelled faces as they come; the losses are of the
-averaged weights; the posterior may not rise again in the far tail. Left out: training on both views of a face, batches
+Source: these formulas, T = 0.5, Beta(4, 4), the threshold 0.5, lambda_u = 25 rising over 16 epochs (the paper takes 0
+to 150, by the noise), the mean of both networks as prediction. Ours: the warm-up takes ``warm_up`` epochs, as DR-FER's
+does (after the paper's 10 the hard classes of rendered faces, all in doubt, were lost); guesses are of the augmented
+face and its mirror image; a batch holds labelled and unlabelled faces as they come; the losses are of the averaged
+weights; the posterior may not rise again in the far tail. Left out: training on both views of a face, batches
 of equal parts, the confidence penalty of the paper's warm-up under asymmetric noise. A step costs about three times
 plain's, and there are twice as many weights.
 """
@@ -57,7 +58,6 @@ class DivideMix(Comparator):
     """clean_probability: [2, N], row k by network k's losses, for the other one to use; 1 during the warm-up."""
 
     network_class = TwinNetwork
-    warm_up = 10  # epochs
     threshold = 0.5
     temperature = 0.5  # T
     beta = 4.0
@@ -71,13 +71,13 @@ class DivideMix(Comparator):
 
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         targets = self.targets[batch.index]
-        if self.epochs_done < self.warm_up:
+        if self.epochs_done < self.config.warm_up:
             losses = [self.cross_entropy(twin(batch.images).logits, targets) for twin in network.twins]
             return {"cross_entropy": torch.stack(losses).sum()}
         with torch.no_grad(), batch_statistics_untouched(network):
             guesses = [torch.stack([twin(view).logits.float().softmax(1) for view in
                                     (batch.images, batch.images.flip(3))]).mean(0) for twin in network.twins]
-        unlabelled_weight = self.unlabelled_weight * min(1.0, (int(self.epochs_done) - self.warm_up) / self.rise)
+        unlabelled_weight = self.unlabelled_weight * min(1.0, (int(self.epochs_done) - self.config.warm_up) / self.rise)
         totals = []
         for k, twin in enumerate(network.twins):
             w = self.clean_probability[1 - k, batch.index]
@@ -94,7 +94,7 @@ class DivideMix(Comparator):
 
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
         super().after_epoch(epoch, trainer)
-        if epoch < self.warm_up or epoch >= self.config.epochs:
+        if epoch < self.config.warm_up or epoch >= self.config.epochs:
             return {}
         average: Any = trainer.average
         for k, twin in enumerate(average.twins):
