@@ -24,7 +24,8 @@ def fabric() -> Any:
 
     Raises FerlabError where Fabric is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    launched = torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+    if not launched or os.environ["WORLD_SIZE"] == "1":
         return None
     try:
         from lightning_fabric import Fabric

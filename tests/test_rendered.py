@@ -144,7 +144,7 @@ def test_prototypes():
     assert len(rendered.UNITS) == 52 and not rendered.expression_units("neutral").any()
     for label, name in enumerate(rendered.CLASSES):
         units = rendered.expression_units(name)
-        assert units.shape == (52,) and units.min() >= 0 and units.max() <= 1.7
+        assert units.shape == (52,) and units.min() >= 0 and units.max() <= np.float32(1.7)
         assert np.array_equal(units, rendered.expression_units(label))
         assert rendered.expression_units(name, 0.5).sum() <= units.sum()
 
