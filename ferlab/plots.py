@@ -46,6 +46,7 @@ CLEAN, WRONG = "#a9bcc6", "#d6006c"  # right and wrong labels, in every picture;
 # Runs and methods (Okabe and Ito), each with its own dash.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+STYLES = [(colour, DASHES[(i + turn) % 5]) for turn in range(5) for i, colour in enumerate(LINES)]  # no two alike
 STYLE: Any = {
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
     "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
@@ -429,7 +430,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Seq
     """
     figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4, title)
     for each, value in zip(axes[0], values):
-        for (name, records), colour, dash in zip(runs.items(), LINES * 9, DASHES * 9):
+        for (name, records), (colour, dash) in zip(runs.items(), STYLES):
             points = [(record["epoch"], found) for record in records if (found := _look_up(record, value)) is not None]
             marker = "o" if len(points) < 3 else None
             each.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=name,
@@ -696,7 +697,7 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
 def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool = False, title: str = "") -> Picture:
     """Curves over x [K]: values {name: [K]}, each with a colour, a dash and, if they are few, dots; log: the x-axis."""
     figure, axes = _figure(1, 1, 8, 3.8, title)
-    for (name, y), colour, dash in zip(values.items(), LINES * 9, DASHES * 9):
+    for (name, y), (colour, dash) in zip(values.items(), STYLES):
         axes[0, 0].plot(x, y, color=colour, linestyle=dash, label=name, markersize=5,
                         marker="o" if len(x) <= 30 else "")
     if log:
@@ -745,7 +746,7 @@ def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str =
     scores: {name: [N]}, higher = more likely wrong; wrong: bool [N], of both kinds. The legend tells each area (AUROC).
     """
     figure, axes = _figure(1, 1, 7.2, 4.2, title)
-    for (name, score), colour, dash in zip(scores.items(), LINES * 9, DASHES * 9):
+    for (name, score), (colour, dash) in zip(scores.items(), STYLES):
         false, true, _ = roc_curve(wrong, score)
         axes[0, 0].plot(false, true, color=colour, linestyle=dash, label=f"{name}: {roc_auc_score(wrong, score):.3f}")
     axes[0, 0].plot([0, 1], [0, 1], color="#999999", linewidth=1)
