@@ -8,7 +8,6 @@ Needs cleanlab (pip install 'ferlab[dev]'), and reference labels, which neither 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -78,10 +77,10 @@ def main(directory: Path, report: Path | None) -> None:
         found, truth = read(directory)
         if truth is None:
             raise FerlabError(f"The faces of {directory} have no reference labels to compare with.")
-        made = json.loads((directory / "audit.json").read_text())
-        environment = Run.open(directory / "fold_0").environment
+        first = Run.open(directory / "fold_0")
         result = compare(found, truth) | {
-            "folds": made["folds"], "settings": made["settings"], "environment": environment}
+            "folds": len(list(directory.glob("fold_*.npz"))), "settings": vars(first.config),
+            "environment": first.environment}
         if report is not None:
             write_json(report, result)
     except FerlabError as error:

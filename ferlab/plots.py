@@ -46,7 +46,8 @@ CLEAN, WRONG = "#a9bcc6", "#d6006c"  # right and wrong labels, in every picture;
 # Runs and methods (Okabe and Ito), each with its own dash.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-STYLES = [(colour, DASHES[(i + turn) % 5]) for turn in range(5) for i, colour in enumerate(LINES)]  # no two alike
+STYLES = [(colour, DASHES[(i + turn) % 5], "osD^v"[(i + turn) % 5])  # colour, dash, marker: no two alike
+          for turn in range(5) for i, colour in enumerate(LINES)]
 STYLE: Any = {
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
     "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
@@ -430,7 +431,7 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Seq
     """
     figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4, title)
     for each, value in zip(axes[0], values):
-        for (name, records), (colour, dash) in zip(runs.items(), STYLES):
+        for (name, records), (colour, dash, _) in zip(runs.items(), STYLES):
             points = [(record["epoch"], found) for record in records if (found := _look_up(record, value)) is not None]
             marker = "o" if len(points) < 3 else None
             each.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=name,
@@ -679,7 +680,7 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
     """
     figure, axes = _figure(1, 1, 9.5, 0.9 + (0.34 + 0.17 * len(values)) * len(groups) + 0.3 * bool(title), title)
     step = 0.7 / max(len(values), 1)
-    for s, ((name, pairs), colour, marker) in enumerate(zip(values.items(), LINES * 9, "osD^v" * 9)):
+    for s, ((name, pairs), (colour, _, marker)) in enumerate(zip(values.items(), STYLES)):
         mean, half = np.asarray(pairs, float).reshape(-1, 2).T
         row = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * step
         axes[0, 0].errorbar(mean, row, xerr=np.nan_to_num(half), fmt=marker, color=colour, markersize=8, capsize=4,
@@ -697,7 +698,7 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
 def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool = False, title: str = "") -> Picture:
     """Curves over x [K]: values {name: [K]}, each with a colour, a dash and, if they are few, dots; log: the x-axis."""
     figure, axes = _figure(1, 1, 8, 3.8, title)
-    for (name, y), (colour, dash) in zip(values.items(), STYLES):
+    for (name, y), (colour, dash, _) in zip(values.items(), STYLES):
         axes[0, 0].plot(x, y, color=colour, linestyle=dash, label=name, markersize=5,
                         marker="o" if len(x) <= 30 else "")
     if log:
@@ -746,7 +747,7 @@ def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str =
     scores: {name: [N]}, higher = more likely wrong; wrong: bool [N], of both kinds. The legend tells each area (AUROC).
     """
     figure, axes = _figure(1, 1, 7.2, 4.2, title)
-    for (name, score), (colour, dash) in zip(scores.items(), STYLES):
+    for (name, score), (colour, dash, _) in zip(scores.items(), STYLES):
         false, true, _ = roc_curve(wrong, score)
         axes[0, 0].plot(false, true, color=colour, linestyle=dash, label=f"{name}: {roc_auc_score(wrong, score):.3f}")
     axes[0, 0].plot([0, 1], [0, 1], color="#999999", linewidth=1)

@@ -125,7 +125,8 @@ class Trainer:
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
         self.device = parallel.device()
         self.leads = parallel.leads()
-        self.bar_off = None if self.leads and progress is None else not (self.leads and progress)  # None: on a terminal
+        progress = progress if self.leads else False
+        self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
         torch.manual_seed(config.seed)
         self.method = method_class(config.method)(config, self.train).to(self.device)
         self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
