@@ -128,7 +128,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "options": {key: value for key, value in cell.options.items() if key not in how_read},
     })
     try:
-        trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False)
+        trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False,
+                                 share_warm_up=True)
     except FerlabError as error:
         return result | {"failed": str(error)}
     scores = {

@@ -31,7 +31,7 @@ class Config:
     local_dimensions: int = 128
 
     # schedule
-    epochs: int = 54
+    epochs: int = 44
     batch_size: int = 32
     optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: float = 1.5e-3  # at the peak
@@ -98,6 +98,12 @@ class Config:
             raise FerlabError(f"There is no setting {unknown[0]}: the settings are {', '.join(sorted(known))}.")
         return dataclasses.replace(self, **changes)
 
+    def same_warm_up(self, other: Config) -> bool:
+        """Whether a training with these settings and one with ``other``'s are the same until they split."""
+        both_split = self.restarts and self.method == "drfer" and "off" not in (self.split, other.split)
+        return both_split and all(getattr(self, name) == getattr(other, name) for name in vars(self)
+                                  if name not in AFTER_WARM_UP)
+
     def to_json(self) -> str:
         """The settings as JSON, one a line."""
         return json.dumps(dataclasses.asdict(self), indent=2)
@@ -126,6 +132,13 @@ CHOICES = {
     "keep_given": ("none", "noisy", "all", "posterior"),
     "average_precision": ("plain", "chance", "balanced"),
 }
+
+# what nothing depends on until the first split
+AFTER_WARM_UP = (
+    "epochs", "split", "interval", "evidence", "tied", "clean_threshold", "contrastive", "contrastive_weight",
+    "contrastive_count", "contrastive_temperature", "relabelling", "relabel_weight", "average_precision", "top_k",
+    "sharpness", "keep_given", "temperature",
+)
 
 RANGES = [
     (("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"), lambda v: v >= 1, "at least 1"),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,16 @@ class FaceSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """Short digest of what training is told: which faces, in which order and size, and the given labels."""
+        names = range(len(self)) if self.names is None else self.names.tolist()
+        told = hashlib.sha256(repr((self.dataset, self.classes, self.images.shape, list(names))).encode())
+        told.update(self.labels.tobytes())
+        if self.label_distribution is not None:
+            told.update(self.label_distribution.tobytes())
+        return told.hexdigest()[:16]
 
     @property
     def class_counts(self) -> np.ndarray:

@@ -90,6 +90,7 @@ class DRFERMethod(Method):
                 f"warm_up is {config.warm_up} of {config.epochs} epochs, so that no split would ever come: "
                 "lower warm_up, or set split=off."
             )
+        self.shared_epochs = config.warm_up - 1 if config.restarts and config.split != "off" else 0
         count = len(train)
         self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))
@@ -135,13 +136,13 @@ class DRFERMethod(Method):
         terms = {"cross_entropy": cross_entropy}
         if config.masked_modelling:
             terms["masked_modelling"] = config.mask_weight * self.masked_modelling(network, batch.images, generator)
+        given, clean = self.given[batch.index], (~self.noisy[batch.index]).float()
         if config.contrastive:
-            given, clean = self.given[batch.index], (~self.noisy[batch.index]).float()
             begun = self.split_made | (config.split == "off")  # before the first split nobody is known to be clean
             terms["contrastive"] = begun * config.contrastive_weight * distribution_contrastive_loss(
                 features.embedding, given, clean, self.distributions,
                 config.contrastive_count, config.contrastive_temperature)
-            self.distributions.update(features.embedding.detach(), given, clean)
+        self.distributions.update(features.embedding.detach(), given, clean)
         return terms
 
     def masked_modelling(self, network: DRFER, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -66,7 +66,6 @@ class Lesson:
         faces = self.splits.train if faces is None else faces
         if faces is None:
             raise FerlabError(f"{self.data} has no training faces here: check ROOT.")
-        names = range(len(faces)) if faces.names is None else faces.names
-        key = hashlib.sha256((config.to_json() + "".join(map(str, names))).encode() + faces.labels.tobytes())
+        key = hashlib.sha256((config.to_json() + faces.fingerprint).encode()).hexdigest()[:8]
         name = "-".join([faces.dataset, config.method, *(f"{k}={v}" for k, v in changes.items() if k != "method")])
-        return train(config, self.splits._replace(train=faces), Path(self.runs) / f"{name}-{key.hexdigest()[:8]}")
+        return train(config, self.splits._replace(train=faces), Path(self.runs) / f"{name}-{key}", share_warm_up=True)

@@ -4,6 +4,7 @@
     environment.json    versions, device, data set, label rule, noise
     metrics.jsonl       one line an epoch
     checkpoint.pt       everything that resuming needs; plain tensors, loaded without running code
+    warm_up.pt          the checkpoint shortly before the first split, where other runs can set out (DR-FER only)
     state_train.npz ... what the explorer and the notebooks read, for each split
 """
 
@@ -137,13 +138,23 @@ class Run:
     def has_checkpoint(self) -> bool:
         return (self.directory / "checkpoint.pt").is_file()
 
-    def write_checkpoint(self, state: dict) -> None:
-        """Tensors, numbers and strings in nested dicts and lists."""
-        write_whole(self.directory / "checkpoint.pt", lambda temporary: torch.save(state, temporary))
+    def same_warm_up(self, config: Config, faces: str) -> Run | None:
+        """A finished warm-up that a run here with these settings and training faces (``FaceSet.fingerprint``) would
+        only repeat, among the runs beside this one; None if there is none."""
+        for kept in sorted(self.directory.parent.glob("*/warm_up.pt")):
+            run = Run(kept.parent)
+            with suppress(FerlabError):  # a run of another version
+                if run.environment.get("fingerprint") == faces and config.same_warm_up(run.config):
+                    return run
+        return None
 
-    def read_checkpoint(self) -> dict:
+    def write_checkpoint(self, state: dict, name: str = "checkpoint.pt") -> None:
+        """Tensors, numbers and strings in nested dicts and lists."""
+        write_whole(self.directory / name, lambda temporary: torch.save(state, temporary))
+
+    def read_checkpoint(self, name: str = "checkpoint.pt") -> dict:
         """What ``write_checkpoint`` wrote. Raises FerlabError if it is absent or cannot be read as plain tensors."""
-        return self._read("checkpoint.pt", lambda path: torch.load(path, map_location="cpu", weights_only=True))
+        return self._read(name, lambda path: torch.load(path, map_location="cpu", weights_only=True))
 
     def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
         path = self.directory / name
@@ -153,7 +164,7 @@ class Run:
         try:
             return read(path)
         except Exception as error:  # whatever a damaged file makes of its reader
-            kind = "a checkpoint" if name == "checkpoint.pt" else "part of a run"
+            kind = "a checkpoint" if name.endswith(".pt") else "part of a run"
             raise FerlabError(
                 f"{path} cannot be read as {kind} ({type(error).__name__}): it is damaged or of another program; "
                 "delete the run directory and train again."

@@ -50,11 +50,12 @@ class Method(nn.Module):
     """Plain cross-entropy with the given labels; the base of every other method.
 
     A method overrides ``loss``, and ``after_epoch`` if it looks at the whole training set. Tensors that it registers as
-    buffers are kept in the checkpoint.
+    buffers are kept in the checkpoint. shared_epochs: how many epochs do not depend on ``config.AFTER_WARM_UP``.
     """
 
     given: Tensor
     targets: Tensor
+    shared_epochs = 0
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__()
@@ -116,13 +117,16 @@ class Method(nn.Module):
 class Trainer:
     """Trains a method on the training split; ``run`` receives settings, metrics, checkpoint and state.
 
+    share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
     Every random number of an epoch comes from (seed, epoch), so that a resumed run goes on as an unbroken one would.
     """
 
-    def __init__(self, config: Config, splits: Splits, run: Run | None = None, progress: bool | None = None):
+    def __init__(self, config: Config, splits: Splits, run: Run | None = None, progress: bool | None = None,
+                 share_warm_up: bool = False):
         if splits.train is None or not len(splits.train):
             raise FerlabError("There are no training faces: give a data set with a train split.")
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
+        self.share_warm_up = share_warm_up
         self.device = parallel.device()
         self.leads = parallel.leads()
         progress = progress if self.leads else False
@@ -245,33 +249,42 @@ class Trainer:
                     f"{run.directory} holds a run with other settings ({', '.join(changed)}): choose another --run "
                     "directory or delete it."
                 )
-            state = run.read_checkpoint()
-            try:
-                for name in ("network", "average", "method", "optimizer"):
-                    getattr(self, name).load_state_dict(state[name])
-            except (KeyError, RuntimeError, ValueError) as error:
-                raise FerlabError(
-                    f"{run.directory / 'checkpoint.pt'} is of another network or of other faces than this run's: "
-                    "choose another --run directory or delete it."
-                ) from error
-            self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
+            self._resume(run, "checkpoint.pt")
             return
+        if self.share_warm_up and (other := run.same_warm_up(self.config, self.train.fingerprint)):
+            self._resume(other, "warm_up.pt")
         if not self.leads:
             return
         train = self.train
         write_json(run.directory / "environment.json", environment() | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
+            "fingerprint": train.fingerprint,
         })
         write_json(run.directory / "config.json", vars(self.config))
 
+    def _resume(self, run: Run, checkpoint: str) -> None:
+        state = run.read_checkpoint(checkpoint)
+        try:
+            for name in ("network", "average", "method", "optimizer"):
+                getattr(self, name).load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise FerlabError(
+                f"{run.directory / checkpoint} is of another network or of other faces than this run's: "
+                "choose another --run directory or delete it."
+            ) from error
+        self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
+
     def _save(self, run: Run) -> None:
-        run.write_metrics(self.records)
-        run.write_checkpoint({
+        state = {
             "epoch": self.epoch, "classes": list(self.train.classes),
             "network": self.network.state_dict(), "average": self.average.state_dict(),
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-        })
+        }
+        run.write_metrics(self.records)
+        if self.epoch == self.method.shared_epochs:
+            run.write_checkpoint(state, "warm_up.pt")
+        run.write_checkpoint(state)
 
 
 def reference(faces: FaceSet) -> np.ndarray:
@@ -328,6 +341,10 @@ def method_class(name: str) -> type[Method]:
                 and value.__module__ == module.__name__)
 
 
-def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None) -> Trainer:
-    """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows."""
-    return Trainer(config, splits, None if run is None else Run(run), progress).fit()
+def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None,
+          share_warm_up: bool = False) -> Trainer:
+    """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows.
+
+    share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
+    """
+    return Trainer(config, splits, None if run is None else Run(run), progress, share_warm_up).fit()

@@ -47,3 +47,32 @@ def test_other_settings_or_labels_are_another_training(lesson):
 def test_given_labels_stay(toy_faces, monkeypatch):
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert Lesson("folder", toy_faces, "given").splits.train.noise == ""
+
+
+@pytest.mark.parametrize("changes", [{"contrastive": False}, {"relabelling": False}, {"split": "class", "epochs": 5}])
+def test_a_shared_warm_up_changes_no_number(lesson, tmp_path, changes):
+    full = lesson.train(epochs=4, warm_up=3)
+    changes = {"epochs": 4, "warm_up": 3, **changes}
+    shared = lesson.train(**changes)
+    alone = Lesson("folder", lesson.root, "symmetric", 0.25, runs=tmp_path / "elsewhere").train(**changes)
+    assert shared.records[:2] == full.records[:2] and shared.records[2:] != full.records[2:]
+    for one, other in zip(shared.records, alone.records, strict=True):
+        one["loss"].pop("contrastive", None)  # 0 in the warm-up, or not told
+        other["loss"].pop("contrastive", None)
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert all((a == b).all() for a, b in zip(shared.average.parameters(), alone.average.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"mask_ratio": 0.4}, {"split": "off"}, {"restarts": False},
+                                     {"smooth_collections": 2}])
+def test_another_warm_up_is_not_shared(lesson, changes):
+    config = lesson.settings(epochs=4, warm_up=3)
+    assert config.same_warm_up(config.replace(epochs=9, keep_given="none"))
+    assert not config.replace(**changes).same_warm_up(config)
+
+
+def test_a_warm_up_with_other_labels_is_not_shared(lesson):
+    full = lesson.train(epochs=4, warm_up=3)
+    corrected = replace(lesson.splits.train, labels=lesson.splits.train.truth)
+    other = lesson.train(corrected, epochs=4, warm_up=3)
+    assert other.records[0]["loss"] != full.records[0]["loss"]
