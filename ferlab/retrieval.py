@@ -79,9 +79,49 @@ def class_average_precision(
     return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
 
 
+def _ranking(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Each row of [b, N] from most to least similar, int64: the label in the low 32 bits, and above it a number that is
+    the same for equals."""
+    negated = 0.0 - similarity  # no -0.0
+    if negated.dtype == np.float32:
+        return _radix_sort(negated.view(np.int32), labels)
+    order = np.argsort(negated, axis=1)
+    place = np.cumsum(np.diff(np.take_along_axis(negated, order, 1), axis=1, prepend=-np.inf) > 0, axis=1)
+    return place << 32 | labels[order]
+
+
 @numba.njit(cache=True, nogil=True)
-def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragma: no cover (compiled)
-    """Adds to total [Q, C] the precision at each relevant item, rank by rank of the gallery in ``order`` [Q, N]."""
+def _radix_sort(bits, labels):  # pragma: no cover (compiled)
+    """``_ranking`` of the bits of float32 [b, N], by 11, 11 and 10 bits from the lowest: faster than comparing."""
+    rows, items = bits.shape
+    ranking, other = np.empty((rows, items), np.int64), np.empty(items, np.int64)
+    for row in range(rows):
+        one = ranking[row]
+        count = np.zeros((3, 2048), np.int64)
+        for i in range(items):
+            b = np.int64(bits[row, i])
+            place = b + 0x80000000 if b >= 0 else -b - 1  # in [0, 2^32), in the order of the floats
+            one[i] = place << 32 | labels[i]
+            for digit in range(3):
+                count[digit, place >> 11 * digit & 2047] += 1
+        source, target = one, other
+        for digit in range(3):
+            at, mask = count[digit], 2047 if digit < 2 else 1023  # above 32 + 32 bits there is only the sign
+            before = 0
+            for d in range(2048):
+                before, at[d] = before + at[d], before
+            for i in range(items):
+                d = source[i] >> 32 + 11 * digit & mask
+                target[at[d]] = source[i]
+                at[d] += 1
+            source, target = target, source
+        one[:] = other  # where the third pass ended
+    return ranking
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_of_precision(ranking, weight, depth, total):  # pragma: no cover (compiled)
+    """Adds to total [Q, C] the precision at each relevant item of ``ranking`` [Q, N], rank by rank."""
     hits = np.zeros(total.shape[1])
     for q in range(len(total)):
         hits[:] = 0
@@ -89,13 +129,13 @@ def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragm
         first = 0
         while first < depth[q, 0]:
             after = first
-            while after < order.shape[1] and similarity[q, order[q, after]] == similarity[q, order[q, first]]:
-                c = labels[order[q, after]]
+            while after < ranking.shape[1] and ranking[q, after] >> 32 == ranking[q, first] >> 32:
+                c = ranking[q, after] & 0xFFFFFFFF
                 hits[c] += weight[q, c]
                 retrieved += weight[q, c]
                 after += 1
             for rank in range(first, after):
-                c = labels[order[q, rank]]
+                c = ranking[q, rank] & 0xFFFFFFFF
                 total[q, c] += hits[c] / retrieved
             first = after
 
@@ -103,8 +143,7 @@ def _sum_of_precision(similarity, order, labels, weight, depth, total):  # pragm
 def _sum_of_precision_numba(similarity: Tensor, labels: Tensor, weight: Tensor, depth: Tensor) -> Tensor:
     """Sum [b, C] of each class's precision at its items in the first ``depth`` [b, 1] ranks of similarity [b, N]."""
     total = np.zeros(weight.shape)
-    order = np.argsort(-similarity.numpy(), axis=1)
-    _sum_of_precision(similarity.numpy(), order, labels.numpy(), weight.numpy(), depth.numpy(), total)
+    _sum_of_precision(_ranking(similarity.numpy(), labels.numpy()), weight.numpy(), depth.numpy(), total)
     return torch.from_numpy(total)
 
 
