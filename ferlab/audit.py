@@ -9,7 +9,6 @@ label of the given class is worth in this data set (``confusion.label_posterior`
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -117,10 +116,7 @@ def audit(
         raise FerlabError(f"{folds} folds of {len(faces)} faces: give at least 2 folds, and no more than faces.")
     directory = Path(directory)
     names = np.arange(len(faces)).astype(str) if faces.names is None else faces.names
-    _check_same(directory, {
-        "faces": hashlib.sha256("\n".join(names).encode() + faces.labels.tobytes()).hexdigest(),
-        "folds": folds, "settings": asdict(config),
-    })
+    _check_same(directory, {"faces": faces.fingerprint, "folds": folds, "settings": asdict(config)})
     fold = fold_of(faces.labels, folds, config.seed)
     probability, precision = (np.zeros((len(faces), len(faces.classes)), np.float32) for _ in range(2))
     for k in range(folds):

@@ -295,9 +295,11 @@ def reference(faces: FaceSet) -> np.ndarray:
 @torch.no_grad()
 def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
+    chunk = 64 if torch.device(device).type == "cpu" else 512  # as much as fits a CPU's cache
+
     def of_rows(rows: Tensor) -> Collection:
         logits, embeddings = [], []
-        for index in rows.split(256):
+        for index in rows.split(chunk):
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
             images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)
