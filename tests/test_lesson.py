@@ -55,7 +55,7 @@ def test_a_shared_warm_up_changes_no_number(lesson, tmp_path, changes):
     changes = {"epochs": 4, "warm_up": 3, **changes}
     shared = lesson.train(**changes)
     alone = Lesson("folder", lesson.root, "symmetric", 0.25, runs=tmp_path / "elsewhere").train(**changes)
-    assert shared.records[:2] == full.records[:2] and shared.records[2:] != full.records[2:]
+    assert shared.records[:2] == full.records[:2]  # with the seconds that they took
     for one, other in zip(shared.records, alone.records, strict=True):
         one["loss"].pop("contrastive", None)  # 0 in the warm-up, or not told
         other["loss"].pop("contrastive", None)
