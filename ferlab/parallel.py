@@ -6,6 +6,7 @@ it: what they call returns the whole batch, with a gradient, so that the loss is
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import warnings
@@ -35,6 +36,7 @@ def fabric() -> Any:
     connected = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", strategy="ddp", devices=on_machine,
                        num_nodes=int(os.environ["WORLD_SIZE"]) // on_machine)
     connected.launch()
+    atexit.register(torch.distributed.destroy_process_group)  # a process that ends while connected may abort
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional")  # Fabric's, which a later one will mend
     return connected
 

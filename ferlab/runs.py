@@ -4,7 +4,7 @@
     environment.json    versions, device, data set, label rule, noise
     metrics.jsonl       one line an epoch
     checkpoint.pt       everything that resuming needs; plain tensors, loaded without running code
-    warm_up.pt          the checkpoint shortly before the first split, where other runs can set out (DR-FER only)
+    warm_up.pt          the checkpoint shortly before the first split, where others set out (lessons and bench, DR-FER)
     state_train.npz ... what the explorer and the notebooks read, for each split
 """
 

@@ -282,7 +282,7 @@ class Trainer:
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
         }
         run.write_metrics(self.records)
-        if self.epoch == self.method.shared_epochs:
+        if self.share_warm_up and self.epoch == self.method.shared_epochs:
             run.write_checkpoint(state, "warm_up.pt")
         run.write_checkpoint(state)
 
