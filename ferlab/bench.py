@@ -11,7 +11,7 @@ The first seed tries every schedule; the others run each method and noise with t
 Every cell (method, schedule, noise, seed) becomes results/NAME-METHOD-SCHEDULE-NOISE-SEED.json; cells whose file exists
 are skipped, and an interrupted one goes on from the checkpoint of its run directory. A training that fails is recorded
 with its reason and settings (``failed``); delete its file to try it again. Several processes with the same folders
-share the cells of a grid.
+share the cells of a grid. Cells that differ only after DR-FER's warm-up share it, too (``Config.same_warm_up``).
 """
 
 from __future__ import annotations

@@ -98,11 +98,16 @@ class Config:
             raise FerlabError(f"There is no setting {unknown[0]}: the settings are {', '.join(sorted(known))}.")
         return dataclasses.replace(self, **changes)
 
+    @property
+    def shared_epochs(self) -> int:
+        """How many epochs no setting of AFTER_WARM_UP touches: those before the one that ends with the first split."""
+        splits = self.method == "drfer" and self.restarts and self.split != "off"
+        return max(0, self.warm_up - 1) if splits else 0
+
     def same_warm_up(self, other: Config) -> bool:
-        """Whether a training with these settings and one with ``other``'s are the same until they split."""
-        both_split = self.restarts and self.method == "drfer" and "off" not in (self.split, other.split)
-        return both_split and all(getattr(self, name) == getattr(other, name) for name in vars(self)
-                                  if name not in AFTER_WARM_UP)
+        """Whether a training with these settings and one with ``other``'s have ``shared_epochs`` in common."""
+        return 0 < self.shared_epochs == other.shared_epochs and all(
+            getattr(self, name) == getattr(other, name) for name in vars(self) if name not in AFTER_WARM_UP)
 
     def to_json(self) -> str:
         """The settings as JSON, one a line."""

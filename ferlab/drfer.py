@@ -90,7 +90,6 @@ class DRFERMethod(Method):
                 f"warm_up is {config.warm_up} of {config.epochs} epochs, so that no split would ever come: "
                 "lower warm_up, or set split=off."
             )
-        self.shared_epochs = config.warm_up - 1 if config.restarts and config.split != "off" else 0
         count = len(train)
         self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))

@@ -50,12 +50,11 @@ class Method(nn.Module):
     """Plain cross-entropy with the given labels; the base of every other method.
 
     A method overrides ``loss``, and ``after_epoch`` if it looks at the whole training set. Tensors that it registers as
-    buffers are kept in the checkpoint. shared_epochs: how many epochs do not depend on ``config.AFTER_WARM_UP``.
+    buffers are kept in the checkpoint.
     """
 
     given: Tensor
     targets: Tensor
-    shared_epochs = 0
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__()
@@ -251,15 +250,15 @@ class Trainer:
                 )
             self._resume(run, "checkpoint.pt")
             return
-        if self.share_warm_up and (other := run.same_warm_up(self.config, self.train.fingerprint)):
+        train, fingerprint = self.train, self.train.fingerprint
+        if self.share_warm_up and (other := run.same_warm_up(self.config, fingerprint)):
             self._resume(other, "warm_up.pt")
         if not self.leads:
             return
-        train = self.train
         write_json(run.directory / "environment.json", environment() | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
-            "fingerprint": train.fingerprint,
+            "fingerprint": fingerprint,
         })
         write_json(run.directory / "config.json", vars(self.config))
 
@@ -282,7 +281,7 @@ class Trainer:
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
         }
         run.write_metrics(self.records)
-        if self.share_warm_up and self.epoch == self.method.shared_epochs:
+        if self.share_warm_up and self.epoch == self.config.shared_epochs:
             run.write_checkpoint(state, "warm_up.pt")
         run.write_checkpoint(state)
 
