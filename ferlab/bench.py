@@ -201,14 +201,23 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
 
 
 def best_schedules(results: list[dict]) -> list[dict]:
-    """The results of each method and noise with the schedule that had the best valid accuracy on the first seed."""
+    """The results of each method and noise with the schedule that had the best valid accuracy on the first seed.
+
+    Other data, profiles and devices choose for themselves.
+    """
+    keys = [(*_where(r), r["method"], r["noise"], r["rate"]) for r in results]
     chosen = []
-    for key in dict.fromkeys((r["data"], r["method"], r["noise"], r["rate"]) for r in results):
-        mine = [r for r in results if (r["data"], r["method"], r["noise"], r["rate"]) == key]
+    for key in dict.fromkeys(keys):
+        mine = [r for r, its in zip(results, keys, strict=True) if its == key]
         first = min(r["seed"] for r in mine)
         best = max((r for r in mine if r["seed"] == first), key=lambda r: r["scores"]["valid"]["accuracy"])
         chosen += [r for r in mine if r["schedule"] == best["schedule"]]
     return chosen
+
+
+def _where(result: dict) -> tuple[str, str, str]:
+    """Data, profile and device: results that differ in one of them have tables of their own."""
+    return result["data"], result["profile"], result["environment"]["device"].split(",")[0]
 
 
 def read_results(folder: str | Path) -> list[dict]:
@@ -265,7 +274,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         settings = {key: value for key, value in result["settings"].items() if key != "seed"}
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
-            about |= {"split": split, "hardware": result["environment"]["device"].split(",")[0],
+            about |= {"split": split, "hardware": _where(result)[2],
                       "same": json.dumps([settings, result["faces"]], sort_keys=True)}
             values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
             values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
@@ -330,14 +339,14 @@ def table(results: list[dict], split: str) -> str:
 
 
 def tables(results: list[dict]) -> str:
-    """The table of every data set: on its test split, or on valid where its test split is held back."""
+    """A table for each data set, profile and device: of the test split, or of valid where that is held back."""
     parts = []
-    for data in dict.fromkeys(r["data"] for r in results):
-        mine = [r for r in results if r["data"] == data]
+    for where in dict.fromkeys(map(_where, results)):
+        mine = [r for r in results if _where(r) == where]
+        data, profile, device = where
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"
-        devices = ", ".join(dict.fromkeys(r["environment"]["device"].split(",")[0] for r in mine))
-        parts.append(f"`{data}`, {split} split, profile `{mine[0]['profile']}`, {devices}; last epoch, schedules "
-                     f"chosen on valid, minutes as trained:\n\n{table(mine, split)}")
+        parts.append(f"`{data}`, {split} split, profile `{profile}`, {device}; last epoch, schedules chosen on valid, "
+                     f"minutes as trained:\n\n{table(mine, split)}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
                          f"{split} split), closed by " + "; ".join(

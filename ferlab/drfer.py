@@ -22,6 +22,8 @@ from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Collection, Method, Trainer
 
+LEAST_CLEAN = 0.1  # share of each given class
+
 
 def epochs_to_split(config: Config, epoch: int) -> int | None:
     """How many epochs after ``epoch`` (from 1) the next split is made, 0 = right after it; None = after this epoch no
@@ -183,14 +185,15 @@ class DRFERMethod(Method):
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
 
-        A given class that would be left without a clean face counts as clean: a network that never says its name
-        cannot judge it.
+        The surest tenth of every given class counts as clean at least: of a rare class most labels may be wrong, and a
+        network that hardly ever says its name can tell which of its faces come first, but not how many are right.
         """
         self.clean_probability = torch.where(judged, clean_probability, self.clean_probability)
         for c in self.given.unique():
             mine = self.given == c
-            if self.noisy[mine].all():
-                self.clean_probability[mine] = 1
+            least = self.clean_probability[mine].quantile(1 - LEAST_CLEAN)
+            surest = mine & (self.clean_probability >= least)
+            self.clean_probability[surest] = self.clean_probability[surest].clamp(min=self.config.clean_threshold)
 
     def relabel(self, collected: Collection, judged: Tensor) -> None:
         """Set the new targets, and by Bayes' rule the clean probability of the ``judged`` faces, bool [N]."""

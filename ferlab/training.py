@@ -224,10 +224,11 @@ class Trainer:
         window = max(1.0, self.config.average_epochs * self.steps_per_epoch)
         done = self.epoch * self.steps_per_epoch + step
         decay = min(1 - 1 / window, (1 + done) / (10 + done))
-        for mean, value in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
+        pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(means, values, 1 - decay)  # at once: a GPU takes longer to be called than to compute
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Put a trained run into the package, as ``ferlab/assets/NAME.pt`` with a model card, ``NAME.md``, of measured numbers.
 
-    ferlab train --data ferplus --root ferplus.zip ... --run runs/ferplus
-    python tools/package_model.py runs/ferplus ferplus --root ferplus.zip
+    ferlab train --data ferplus --root ferplus.zip --rule distribution ... --run runs/ferplus
+    python tools/package_model.py runs/ferplus ferplus --root ferplus.zip --rule distribution
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import click
+import numpy as np
 
 from ferlab import benchmarks, load_pretrained
 from ferlab.cli import percent
 from ferlab.evaluation import evaluate, most_taken_for
-from ferlab.recogniser import ASSETS, Recogniser
+from ferlab.recogniser import ASSETS
 from ferlab.walkthrough import write_text
 
 CARD = """# {name}: a recogniser of facial expressions
@@ -26,9 +27,9 @@ the numbers below are measured by it.
 |---|---|
 | network | DR-FER, backbone `{backbone}`, {parameters} parameters, {size} x {size} pixels, {megabytes:.1f} MB |
 | training | method `{method}`, {epochs} epochs, seed {seed}, from scratch; the file holds all settings |
-| data | FER2013's {train:,} training faces with the labels of FER+ (Barsoum et al., ICMI 2016), rule `majority`: \
-single votes dropped, kept where one class has more than half of the rest |
-| measured on | the {faces:,} faces of FER+'s validation split, same rule, on which the settings were chosen |
+| data | {train:,} training faces of FER2013 with the labels of FER+ (Barsoum et al., ICMI 2016), rule `{rule}`: {labels} |
+| measured on | the {faces:,} faces of FER+'s validation split by the rule `majority`: {majority}; the settings were \
+chosen there |
 | accuracy | **{accuracy}**, mean over classes {mean_class}, macro-F1 {macro_f1} |
 | speed | {speed:.0f} faces a second on one core of {device} |
 
@@ -46,8 +47,8 @@ not agreed; the European Union's AI Act forbids inferring emotions at work and a
 **Known failures.** Found less than half of the time: {worst}; there are few such
 faces in the data, and raters agree least on them.
 Faces from the side, tilted, partly hidden or lit from one side; drawings and statues. It always answers with one of
-its classes, also for what is no face: look at the probability. Probabilities follow the majority's label, so they are
-more certain than the raters are.
+its classes, also for what is no face: look at the probability. Of the {faces:,} faces above it gives the class that it
+names {sure} on the average, and the raters {agreed} of their votes.
 
 **Bias.** FER2013 was gathered by an image search of 184 words for emotions (Goodfellow et al., 2013). Whom a search
 engine shows is not a sample of people, and posed stock photos are many; the pictures are grey and of 48 pixels; the
@@ -56,27 +57,38 @@ people was not measured: expect that it does.
 """
 
 
+RULES = {
+    "majority": "single votes dropped, kept where one class has more than half of the rest",
+    "argmax": "the class with most votes",
+    "distribution": "every class has the share of the votes that it got",
+}
+
+
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=click.Path(path_type=Path, exists=True))
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path, exists=True), required=True, help="FER+'s folder or .zip.")
+@click.option("--rule", type=click.Choice(list(RULES)), default="majority", help="Label rule that it was trained by.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=ASSETS)
-def main(run: Path, name: str, root: Path, output: Path) -> None:
-    """Package RUN under NAME and write its card."""
+def main(run: Path, name: str, root: Path, rule: str, output: Path) -> None:
+    """Package RUN, a run directory or a file of Recogniser.save, under NAME and write its card."""
     import torch
 
-    recogniser = Recogniser.from_run(run)
-    data = recogniser.about["data"]
-    recogniser.about["data"] = {key: data[key] for key in ("data", "rule") if key in data}
+    recogniser = load_pretrained(run)
+    recogniser.about["data"] = {"data": "ferplus", "rule": rule}
     path = output / f"{name}.pt"
     recogniser.save(path)
     packaged = load_pretrained(path)
+    train = benchmarks.load("ferplus", root, rule=rule, splits=("train",)).train
     valid = benchmarks.load("ferplus", root, splits=("valid",)).valid
     scores = evaluate(packaged, valid)
     torch.set_num_threads(1)
     started = time.perf_counter()
     packaged.predict(valid.images[:1024])
     speed = 1024 / (time.perf_counter() - started)
+    probabilities = packaged.predict(valid.images)
+    named = np.arange(len(valid)), probabilities.argmax(1)
+    votes = valid.votes / valid.votes.sum(1, keepdims=True)
     recalls = scores["recall"]
     lines = [f"| {kind} | {scores['counts'][kind]:,} | {percent(recalls[kind])} | {other} ({most}) |"
              for kind, (other, most) in most_taken_for(scores).items()]
@@ -85,7 +97,8 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
     card = CARD.format(
         name=name, backbone=config.backbone, parameters=f"{sum(p.numel() for p in recogniser.network.parameters()):,}",
         size=config.size, megabytes=path.stat().st_size / 1e6, method=config.method, epochs=config.epochs,
-        seed=config.seed, train=recogniser.about["environment"]["faces"]["train"], faces=scores["faces"],
+        seed=config.seed, train=len(train), rule=rule, labels=RULES[rule], majority=RULES["majority"],
+        faces=scores["faces"], sure=percent(probabilities[named].mean()), agreed=percent(votes[named].mean()),
         accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
         macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"],
         classes="\n".join(lines), worst=", ".join(rare) or "no class")
