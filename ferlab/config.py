@@ -39,7 +39,7 @@ class Config:
     ramp_up: float = 0.08  # share of a round's steps in which the learning rate rises to its peak
     anneal_from: float = 0.6  # share of a round's steps after which it falls to zero along a cosine
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # of cross-entropy, so not before DR-FER's first split if robustness > 0
     augmentation: float = 0.6  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
 
     # masked image modelling
@@ -106,8 +106,9 @@ class Config:
 
     def same_warm_up(self, other: Config) -> bool:
         """Whether a training with these settings and one with ``other``'s have ``shared_epochs`` in common."""
+        after = (*AFTER_WARM_UP, "label_smoothing") if self.robustness else AFTER_WARM_UP
         return 0 < self.shared_epochs == other.shared_epochs and all(
-            getattr(self, name) == getattr(other, name) for name in vars(self) if name not in AFTER_WARM_UP)
+            getattr(self, name) == getattr(other, name) for name in vars(self) if name not in after)
 
     def to_json(self) -> str:
         """The settings as JSON, one a line."""
