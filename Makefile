@@ -20,7 +20,7 @@ lab: $(READY) ## open the notebooks in JupyterLab
 test: $(READY) ## lint, types and tests
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2
 
 bench: $(READY) ## measure the speed beside other ways (minutes); brackets: times the fastest of its group
 	$(RUN) -m pytest benchmarks/test_speed.py -s --benchmark-sort=name --benchmark-columns=min,median,rounds

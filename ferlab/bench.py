@@ -205,7 +205,7 @@ def best_schedules(results: list[dict]) -> list[dict]:
 
     Other data, profiles and devices choose for themselves.
     """
-    keys = [(*_where(r), r["method"], r["noise"], r["rate"]) for r in results]
+    keys = [(*where(r), r["method"], r["noise"], r["rate"]) for r in results]
     chosen = []
     for key in dict.fromkeys(keys):
         mine = [r for r, its in zip(results, keys, strict=True) if its == key]
@@ -215,7 +215,7 @@ def best_schedules(results: list[dict]) -> list[dict]:
     return chosen
 
 
-def _where(result: dict) -> tuple[str, str, str]:
+def where(result: dict) -> tuple[str, str, str]:
     """Data, profile and device: results that differ in one of them have tables of their own."""
     return result["data"], result["profile"], result["environment"]["device"].split(",")[0]
 
@@ -274,7 +274,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         settings = {key: value for key, value in result["settings"].items() if key != "seed"}
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
-            about |= {"split": split, "hardware": _where(result)[2],
+            about |= {"split": split, "hardware": where(result)[2],
                       "same": json.dumps([settings, result["faces"]], sort_keys=True)}
             values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
             values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
@@ -341,9 +341,9 @@ def table(results: list[dict], split: str) -> str:
 def tables(results: list[dict]) -> str:
     """A table for each data set, profile and device: of the test split, or of valid where that is held back."""
     parts = []
-    for where in dict.fromkeys(map(_where, results)):
-        mine = [r for r in results if _where(r) == where]
-        data, profile, device = where
+    for place in dict.fromkeys(map(where, results)):
+        mine = [r for r in results if where(r) == place]
+        data, profile, device = place
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"
         parts.append(f"`{data}`, {split} split, profile `{profile}`, {device}; last epoch, schedules chosen on valid, "
                      f"minutes as trained:\n\n{table(mine, split)}")
