@@ -74,8 +74,12 @@ def class_average_precision(
             precision = _chance_corrected(precision, members, depth, balanced, top_k is not None)
         return precision.to(gallery.dtype)
 
-    with ThreadPoolExecutor(workers) as threads:  # sorting lets go of the interpreter
-        parts = list(threads.map(some, range(0, len(queries), share)))
+    starts = range(0, len(queries), share)
+    if workers == 1:  # a thread of its own would have to find the GPU anew
+        parts = [some(start) for start in starts]
+    else:
+        with ThreadPoolExecutor(workers) as threads:  # sorting lets go of the interpreter
+            parts = list(threads.map(some, starts))
     return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
 
 
