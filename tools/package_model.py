@@ -27,7 +27,8 @@ the numbers below are measured by it.
 |---|---|
 | network | DR-FER, backbone `{backbone}`, {parameters} parameters, {size} x {size} pixels, {megabytes:.1f} MB |
 | training | method `{method}`, {epochs} epochs, seed {seed}, from scratch; the file holds all settings |
-| data | {train:,} training faces of FER2013 with the labels of FER+ (Barsoum et al., ICMI 2016), rule `{rule}`: {labels} |
+| data | {train:,} training faces of FER2013 with the labels of FER+ (Barsoum et al., ICMI 2016), rule `{rule}`: \
+{labels} |
 | measured on | the {faces:,} faces of FER+'s validation split by the rule `majority`: {majority}; the settings were \
 chosen there |
 | accuracy | **{accuracy}**, mean over classes {mean_class}, macro-F1 {macro_f1} |
