@@ -1,8 +1,8 @@
-r"""Put a trained run into the package, as ``ferlab/assets/NAME.pt`` with a model card, ``NAME.md``, of measured numbers.
+r"""Put a trained run into the package, as ``ferlab/assets/NAME.pt`` with a model card ``NAME.md`` of measured numbers.
 
-    ferlab train --data ferplus --root ferplus.zip --rule distribution --method plain --profile full --run runs/ferplus \
-        --set backbone=small18 --set size=48 --set epochs=50 --set learning_rate=0.002 --set ramp_up=0.15 \
-        --set anneal_from=0.5 --set augmentation=1.0
+    ferlab train --data ferplus --root ferplus.zip --rule distribution --method plain --profile full \
+        --run runs/ferplus --set backbone=small18 --set size=48 --set epochs=50 --set learning_rate=0.002 \
+        --set ramp_up=0.15 --set anneal_from=0.5 --set augmentation=1.0
     python tools/package_model.py runs/ferplus ferplus --root ferplus.zip --rule distribution
 """
 
