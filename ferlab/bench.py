@@ -205,10 +205,11 @@ def best_schedules(results: list[dict]) -> list[dict]:
 
     Other data, profiles and devices choose for themselves.
     """
-    keys = [(*where(r), r["method"], r["noise"], r["rate"]) for r in results]
+    alike: dict[tuple, list[dict]] = {}
+    for r in results:
+        alike.setdefault((*where(r), r["method"], r["noise"], r["rate"]), []).append(r)
     chosen = []
-    for key in dict.fromkeys(keys):
-        mine = [r for r, its in zip(results, keys, strict=True) if its == key]
+    for mine in alike.values():
         first = min(r["seed"] for r in mine)
         best = max((r for r in mine if r["seed"] == first), key=lambda r: r["scores"]["valid"]["accuracy"])
         chosen += [r for r in mine if r["schedule"] == best["schedule"]]

@@ -3,7 +3,7 @@ r"""Put a trained run into the package, as ``ferlab/assets/NAME.pt`` with a mode
     ferlab train --data ferplus --root ferplus.zip --rule distribution --method plain --profile full \
         --run runs/ferplus --set backbone=small18 --set size=48 --set epochs=50 --set learning_rate=0.002 \
         --set ramp_up=0.15 --set anneal_from=0.5 --set augmentation=1.0
-    python tools/package_model.py runs/ferplus ferplus --root ferplus.zip --rule distribution
+    python tools/package_model.py runs/ferplus ferplus --root ferplus.zip
 """
 
 from __future__ import annotations
@@ -71,13 +71,15 @@ RULES = {
 @click.argument("run", type=click.Path(path_type=Path, exists=True))
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path, exists=True), required=True, help="FER+'s folder or .zip.")
-@click.option("--rule", type=click.Choice(list(RULES)), default="majority", help="Label rule that it was trained by.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=ASSETS)
-def main(run: Path, name: str, root: Path, rule: str, output: Path) -> None:
+def main(run: Path, name: str, root: Path, output: Path) -> None:
     """Package RUN, a run directory or a file of Recogniser.save, under NAME and write its card."""
     import torch
 
     recogniser = load_pretrained(run)
+    rule = recogniser.about["data"].get("rule")
+    if rule not in RULES:
+        raise click.ClickException(f"{run} does not say by which of FER+'s label rules it was trained.")
     recogniser.about["data"] = {"data": "ferplus", "rule": rule}
     path = output / f"{name}.pt"
     recogniser.save(path)
