@@ -159,10 +159,11 @@ RANGES = [
       "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
 ]
 
+_drfer = Config(label_smoothing=0.1)  # the others: none
 PROFILES = {
-    "smoke": Config(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
-    "quick": Config(),
-    "full": Config(backbone="resnet18", size=96, batch_size=128, epochs=90, warm_up=40, interval=25),
+    "smoke": _drfer.replace(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
+    "quick": _drfer,
+    "full": _drfer.replace(backbone="resnet18", size=96, batch_size=128, epochs=90, warm_up=40, interval=25),
 }
 
 BASELINE_EPOCHS = {"smoke": 3, "quick": 30, "full": 60}  # of methods that have no rounds
@@ -186,10 +187,10 @@ def profile_name(name: str | None = None) -> str:
 def profile(name: str | None = None, **changes) -> Config:
     """The settings of a profile (see ``profile_name``), with some changed.
 
-    Methods other than DR-FER train for ``BASELINE_EPOCHS``, where ``epochs`` is not among these: more only teaches
-    them the wrong labels by heart.
+    Where these do not say otherwise, methods other than DR-FER train without label smoothing and for
+    ``BASELINE_EPOCHS``: more only teaches them the wrong labels by heart.
     """
     name = profile_name(name)
     if changes.get("method", "drfer") != "drfer":
-        changes = {"epochs": BASELINE_EPOCHS[name], **changes}
+        changes = {"epochs": BASELINE_EPOCHS[name], "label_smoothing": 0.0, **changes}
     return PROFILES[name].replace(**changes)

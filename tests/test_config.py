@@ -55,8 +55,10 @@ def test_profile_is_the_argument_then_the_variable_then_the_machine(monkeypatch)
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert profile_name("quick") == "quick" and profile_name() == "smoke"
     assert profile(epochs=2) == PROFILES["smoke"].replace(epochs=2)
-    assert profile(method="scn") == PROFILES["smoke"].replace(method="scn", epochs=BASELINE_EPOCHS["smoke"])
-    assert profile(method="plain", epochs=7).epochs == 7
+    rival = PROFILES["smoke"].replace(method="scn", epochs=BASELINE_EPOCHS["smoke"], label_smoothing=0)
+    assert profile(method="scn") == rival and profile().label_smoothing > 0
+    assert profile(method="plain", epochs=7, label_smoothing=0.2) == rival.replace(
+        method="plain", epochs=7, label_smoothing=0.2)
     for unset in (lambda: monkeypatch.setenv("FERLAB_PROFILE", ""), lambda: monkeypatch.delenv("FERLAB_PROFILE")):
         unset()
         for gpu, name in ((True, "full"), (False, "quick")):
