@@ -109,6 +109,9 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     splits = benchmarks.load(cell.data, cell.root, **cell.options)
     if splits.train is None:
         raise FerlabError(f"{cell.data} has no training faces here: check the grid's root.")
+    if splits.valid is None:
+        raise FerlabError(f'{cell.data} has no validation faces, which choose the schedule: give the grid "options": '
+                          '{"holdout": 0.1}.')
     train = splits.train
     if cell.noise not in ("none", "given"):
         train = train.with_noise(cell.noise, cell.rate, cell.seed)
@@ -240,7 +243,9 @@ def _read_all(folder: str | Path) -> list[dict]:
     records = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            records.append(dict(json.loads(path.read_text())))
+            records.append(record := dict(json.loads(path.read_text())))
+            if not record:
+                raise ValueError("empty")
         except (OSError, ValueError, TypeError) as error:
             raise FerlabError(f"{path} is no result of ferlab: delete it and measure again.") from error
     return records

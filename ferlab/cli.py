@@ -43,9 +43,11 @@ def main() -> None:
     except OSError as error:
         _leave(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.", 2)
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, which is not imported here
-            raise
-        _leave("the memory of the GPU is full: make the batches smaller, as in --set batch_size=32.", 2)
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported here
+            _leave("the memory of the GPU is full: make the batches smaller, as in --set batch_size=32.", 2)
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            _leave("there is not enough memory for that: ask for fewer or smaller faces, or smaller batches.", 2)
+        raise
 
 
 def _leave(sentence: str, code: int) -> None:
@@ -137,15 +139,18 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     _tell_splits(splits)
 
     class Trainer(training.Trainer):
+        def _begin_run(self, run: runs.Run) -> None:
+            super()._begin_run(run)
+            if self.leads and not run.has_checkpoint:
+                runs.write_json(run.directory / "data.json", data)
+                if new_labels is not None:  # a copy, so that the run can be explored without the file
+                    decisions.write_labels(run.directory / "labels.csv", new_labels)
+
         def _save(self, run: runs.Run) -> None:
             super()._save(run)
             click.echo(epoch_line(self.records[-1], self.config.epochs))
 
     trainer = Trainer(config, splits, run, progress)
-    if trainer.leads and not run.has_checkpoint:
-        runs.write_json(run.directory / "data.json", data)
-        if new_labels is not None:  # a copy, so that the run can be explored without the file
-            decisions.write_labels(run.directory / "labels.csv", new_labels)
     click.echo(f"Training {config.method} (profile {profile_name(profile_)}, {config.epochs} epochs) on "
                f"{trainer.device} into {run.directory}")
     trainer.fit()
@@ -231,7 +236,8 @@ def percent(share: float | None) -> str:
 @click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True)
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), help="As in the training. [default: the run's]")
 @click.option("--against", type=click.Choice(["reference", "given"]), default="reference", show_default=True,
-              help="Labels to score against: the reference where there is one, or the given ones.")
+              help="Labels to score against: the reference where there is one, or those that the data set gives "
+                   "(without the noise of a training).")
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write all scores there.")
 def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
@@ -262,7 +268,8 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         there = [name for name, faces in splits._asdict().items() if faces is not None]
-        raise FerlabError(f"{root or name} has no {split} faces: it has {' and '.join(there)}.")
+        has = f": it has {' and '.join(there)}" if there else ""
+        raise FerlabError(f"{root or name} has no {split} faces{has}.")
     result = score(trained, faces, against=against)
     if report is not None:
         runs.write_json(report, result)

@@ -147,7 +147,9 @@ AFTER_WARM_UP = (
 )
 
 RANGES = [
-    (("epochs", "batch_size", "interval", "attention_maps", "smooth_collections"), lambda v: v >= 1, "at least 1"),
+    (("epochs", "batch_size", "interval", "attention_maps", "local_dimensions", "smooth_collections"),
+     lambda v: v >= 1, "at least 1"),
+    (("seed",), lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     (("top_k",), lambda v: v is None or v >= 1, "at least 1, or None for the whole gallery"),
     (("warm_up",), lambda v: v >= 0, "at least 0"),
     (("mask_ratio", "mask_share", "clean_threshold", "ramp_up", "anneal_from", "label_smoothing",

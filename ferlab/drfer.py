@@ -87,11 +87,11 @@ class DRFERMethod(Method):
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
-        if config.split != "off" and config.warm_up >= config.epochs:
-            raise FerlabError(
-                f"warm_up is {config.warm_up} of {config.epochs} epochs, so that no split would ever come: "
-                "lower warm_up, or set split=off."
-            )
+        first = config.warm_up or config.interval
+        if config.split != "off" and first > config.epochs - bool(config.warm_up):
+            name = "warm_up" if config.warm_up else "interval"
+            raise FerlabError(f"{name} is {first} of {config.epochs} epochs, so that no split would ever come: "
+                              f"lower {name}, or set split=off.")
         count = len(train)
         self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))
@@ -185,13 +185,17 @@ class DRFERMethod(Method):
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
 
-        The surest tenth of every given class counts as clean at least: of a rare class most labels may be wrong, and a
-        network that hardly ever says its name can tell which of its faces come first, but not how many are right.
+        The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure): of a
+        rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its faces
+        come first, but not how many are right.
         """
         self.clean_probability = torch.where(judged, clean_probability, self.clean_probability)
         for c in self.given.unique():
             mine = self.given == c
-            least = self.clean_probability[mine].quantile(1 - LEAST_CLEAN)
+            worth = self.clean_probability[mine]
+            least = worth.quantile(1 - LEAST_CLEAN)
+            if len(above := worth[worth > worth.min()]):
+                least = torch.maximum(least, above.min())
             surest = mine & (self.clean_probability >= least)
             self.clean_probability[surest] = self.clean_probability[surest].clamp(min=self.config.clean_threshold)
 

@@ -173,7 +173,10 @@ class ClassMixture:
 
     @staticmethod
     def _checked(losses, labels) -> tuple[np.ndarray, np.ndarray]:
-        losses, labels = np.array(losses, dtype=np.float64), np.asarray(labels)
+        if hasattr(losses, "detach"):  # a tensor, of any kind and device
+            losses = losses.detach().double().cpu()
+        losses = np.array(losses, dtype=np.float64)
+        labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
         if losses.shape != labels.shape or losses.ndim != 1:
             raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
         finite = losses[np.isfinite(losses)]

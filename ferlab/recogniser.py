@@ -113,11 +113,11 @@ def load_pretrained(name: str | Path) -> Recogniser:
     Raises FerlabError, listing what there is, if it is none of them.
     """
     path = Path(name)
-    if path.is_dir():
+    packaged = ASSETS / f"{name}.pt"
+    if (path / "config.json").is_file() or (path.is_dir() and not packaged.is_file()):
         return Recogniser.from_run(path)
     if path.is_file():
         return Recogniser.from_file(path)
-    packaged = ASSETS / f"{name}.pt"
     if packaged.is_file() and packaged.parent == ASSETS:
         return Recogniser.from_file(packaged)
     names = sorted(file.stem for file in ASSETS.glob("*.pt"))

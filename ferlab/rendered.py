@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ferlab import drawing
-from ferlab.data import FaceSet, Splits
+from ferlab.data import FaceSet, Splits, cache_directory
 from ferlab.drawing import (
     EYE_LEFT,
     EYE_RIGHT,
@@ -682,7 +682,7 @@ def render_again(faces: FaceSet, index: int, units=None, size: int = 64, seed: i
 
 
 def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, test: int = 1500,
-         cache: str | os.PathLike | None = None, workers: int | None = None, progress: bool | None = None) -> Splits:
+         cache: str | Path | None = None, workers: int | None = None, progress: bool | None = None) -> Splits:
     """The rendered faces: on the first call they are drawn (about 100 a second), later they open from the cache.
 
     size: pixels, 24 to 512. train, valid, test: number of faces; a split of 0 faces is None. cache: folder, else
@@ -702,9 +702,11 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
     _check_size(size)
     counts = {"train": train, "valid": valid, "test": test}
     _check_whole(seed=seed, **counts)
+    if not any(counts.values()):
+        raise FerlabError("rendered: train, valid and test are all 0; ask for at least one face.")
     if workers is not None and workers < 1:
         raise FerlabError(f"rendered: workers={workers!r} is less than 1; pass 1 or more, or None for one a core.")
-    folder = _cache_folder(cache) / f"rendered-v{VERSION}-size{size}-seed{seed}-{train}-{valid}-{test}"
+    folder = cache_directory(cache) / f"rendered-v{VERSION}-size{size}-seed{seed}-{train}-{valid}-{test}"
     try:
         if not folder.exists():
             _render_all(folder, size, seed, counts, workers, progress)
@@ -727,11 +729,6 @@ def _check_whole(**numbers) -> None:
     for name, value in numbers.items():
         if not isinstance(value, (int, np.integer)) or value < 0:
             raise FerlabError(f"rendered: {name}={value!r} is not a whole number from 0 up; pass one, e.g. {name}=100.")
-
-
-def _cache_folder(cache) -> Path:
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ferlab"
-    return Path(cache or os.environ.get("FERLAB_CACHE") or user)
 
 
 def _open(folder: Path, split: str) -> FaceSet:

@@ -37,7 +37,8 @@ def class_average_precision(
 
     queries: [Q, D]; gallery: [N, D]; gallery_labels: int [N] in [0, num_classes).
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
-    balanced: every item weighs 1 / n_c in the precision, so that each class has the same chance level, 1 / C.
+    balanced: every item weighs 1 / n_c in the precision, so that classes of many items have the same chance level,
+    about 1 / C; of a few items, each of which weighs much at its own rank, the mean AP of random rankings is higher.
     chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / classes in the gallery if balanced), or with
     top_k about the mean AP of random rankings; it can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.

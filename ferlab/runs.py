@@ -33,6 +33,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises FerlabError if the disk is full or the folder is not writable; the former file then stays as it was.
     """
+    if not path.name:
+        raise FerlabError("A file to write has no name: give the path of a file.")
     # np.savez appends its suffix to other names, so the suffix stays last
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

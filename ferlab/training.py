@@ -242,6 +242,7 @@ class Trainer:
         return metrics.classification(probabilities, reference(faces), faces.classes)
 
     def _begin_run(self, run: Run) -> None:
+        train, fingerprint = self.train, self.train.fingerprint
         if run.has_checkpoint:
             if run.config != self.config:
                 changed = [k for k, v in vars(self.config).items() if getattr(run.config, k) != v]
@@ -249,9 +250,11 @@ class Trainer:
                     f"{run.directory} holds a run with other settings ({', '.join(changed)}): choose another --run "
                     "directory or delete it."
                 )
+            if run.environment.get("fingerprint", fingerprint) != fingerprint:
+                raise FerlabError(f"{run.directory} holds a run on other training faces or labels than these: choose "
+                                  "another --run directory or delete it.")
             self._resume(run, "checkpoint.pt")
             return
-        train, fingerprint = self.train, self.train.fingerprint
         if self.share_warm_up and (other := run.same_warm_up(self.config, fingerprint)):
             self._resume(other, "warm_up.pt")
         if not self.leads:

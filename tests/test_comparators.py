@@ -131,6 +131,12 @@ def test_those_that_compare_faces_need_more_than_one(method):
         prepared(method, batch_size=1)
 
 
+@pytest.mark.parametrize("method", ["scn", "dividemix"])
+def test_those_that_begin_after_the_warm_up_need_epochs_for_it(method):
+    with pytest.raises(FerlabError, match=f"warm_up is 3 of 3 epochs.*{method} would never get beyond it"):
+        prepared(method, epochs=3, warm_up=3)
+
+
 # ---------------------------------------------------------------------------------------------------------------- SCN
 
 def test_scn_groups_ranks_and_weighs():

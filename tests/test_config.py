@@ -17,6 +17,7 @@ from ferlab.errors import FerlabError
     ("optimizer", "adam"), ("attention_maps", 3), ("clean_threshold", float("nan")), ("top_k", 0),
     ("learning_rate", 0), ("learning_rate", float("nan")), ("backbone", "vgg"), ("augmentation", -1.0),
     ("warm_up", -1), ("contrastive_temperature", 0), ("contrastive_count", 0), ("label_smoothing", 1.5),
+    ("seed", -1), ("seed", 2**32), ("local_dimensions", -4),
     ("average_epochs", -1.0), ("sharpness", -1.0), ("mask_weight", float("nan")), ("relabel_weight", -1.0),
 ])
 def test_settings_out_of_range_are_refused_by_name(setting, value):

@@ -226,6 +226,19 @@ def test_a_schedule_that_never_splits_is_told():
     with pytest.raises(FerlabError, match="warm_up is 5 of 5 epochs.*split=off"):
         prepared(epochs=5, warm_up=5)
     prepared(epochs=5, warm_up=5, split="off")
+    with pytest.raises(FerlabError, match="interval is 6 of 5 epochs.*split=off"):
+        prepared(epochs=5, warm_up=0, interval=6)
+
+
+def test_faces_that_nothing_sets_apart_from_the_least_sure_are_not_called_clean():
+    trainer = prepared(count=100)[0]
+    method = trainer.method
+    method.given = torch.zeros(100, dtype=torch.long)
+    everybody = torch.ones(100, dtype=torch.bool)
+    method.judge(everybody, torch.tensor([0.4] * 5 + [1e-6] * 95, dtype=torch.double))
+    assert (~method.noisy).nonzero().squeeze(1).tolist() == [0, 1, 2, 3, 4]
+    method.judge(everybody, torch.full((100,), 0.2, dtype=torch.double))  # a class is not left without a clean face
+    assert not method.noisy.any()
 
 
 def test_splits_follow_the_schedule():

@@ -190,6 +190,12 @@ def test_load_pretrained_tells_what_there_is(tmp_path: Path):
         package.load_pretrained(tmp_path / "noise.pt")
 
 
+def test_a_data_folder_does_not_hide_the_packaged_recogniser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "ferplus").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(package.load_pretrained("ferplus").classes) == 8
+
+
 # -------------------------------------------------------------------------------------------------- class matching
 
 def perfect(classes: tuple[str, ...], order: tuple[str, ...] = ()) -> SimpleNamespace:

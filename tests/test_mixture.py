@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -45,6 +46,15 @@ def test_posterior_is_scikit_learns(tied, separation):
         # between the means, and with tied variances everywhere, there is nothing to repair
         middle = (losses >= mixture.low) & (losses <= mixture.high) | tied
         assert np.abs(mixture.low_probability(losses) - posterior)[middle].max() < 0.005
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_tensors_are_taken_as_arrays_are(kind):
+    losses, _ = planted(np.random.default_rng(0), 400, 0, 5, 1, 1)
+    tensor = torch.tensor(losses, dtype=kind, requires_grad=True)
+    found = ClassMixture("shared").fit(tensor, torch.zeros(400, dtype=torch.long)).clean_probability
+    expected = ClassMixture("shared").fit(tensor.detach().double().numpy(), np.zeros(400, int)).clean_probability
+    assert (found == expected).all() and 0 < (found < 0.5).mean() < 1
 
 
 @settings(max_examples=300, deadline=None)

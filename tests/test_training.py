@@ -172,6 +172,8 @@ def test_a_resumed_run_goes_on_as_an_unbroken_one(tmp_path, monkeypatch, method)
         assert first | {"seconds": 0} == second | {"seconds": 0}
     with pytest.raises(FerlabError, match="other settings.*learning_rate"):
         train(config.replace(learning_rate=0.01), splits, tmp_path / "broken")
+    with pytest.raises(FerlabError, match="broken holds a run on other training faces or labels"):
+        train(config, Splits(bars(64, wrong=0.4), None, None), tmp_path / "broken")
 
 
 @pytest.mark.parametrize("broken", ["first", "second"])

@@ -6,7 +6,8 @@ ours, and what was left out. A method's own settings are attributes of its class
 ``training.Method`` adds a method; files that begin with _ are shared parts.
 
 Plain cross-entropy is the method "plain"; label smoothing (Szegedy et al., Rethinking the Inception Architecture for
-Computer Vision, CVPR 2016, with 0.1) is its setting ``label_smoothing``, which works with any method here.
+Computer Vision, CVPR 2016, with 0.1) is its setting ``label_smoothing``, which the cross-entropy of every method here
+obeys (DivideMix's only in its warm-up).
 """
 
 from __future__ import annotations

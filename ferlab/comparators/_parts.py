@@ -51,15 +51,20 @@ class Comparator(Method):
 
     network_class: type[Any] = Backbone
     smallest_batch = 1
+    needs_warm_up = False  # whether what it is comes after the warm-up
     epochs_done: Tensor
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
-        if config.batch_size < self.smallest_batch:
+        batch = min(config.batch_size, len(train) or config.batch_size)
+        if batch < self.smallest_batch:
             raise FerlabError(
-                f"batch_size is {config.batch_size}, but {config.method} compares the faces of a batch with each "
-                f"other: give at least {self.smallest_batch}."
+                f"batch_size is {config.batch_size} and there are {len(train)} faces, but {config.method} compares the "
+                f"faces of a batch with each other: give at least {self.smallest_batch}."
             )
+        if self.needs_warm_up and config.warm_up >= config.epochs:
+            raise FerlabError(f"warm_up is {config.warm_up} of {config.epochs} epochs, so that {config.method} would "
+                              "never get beyond it: lower warm_up or raise epochs.")
         self.register_buffer("epochs_done", torch.zeros((), dtype=torch.long))
 
     def build_network(self) -> Any:

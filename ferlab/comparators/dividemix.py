@@ -58,6 +58,7 @@ class DivideMix(Comparator):
     """clean_probability: [2, N], row k by network k's losses, for the other one to use; 1 during the warm-up."""
 
     network_class = TwinNetwork
+    needs_warm_up = True
     threshold = 0.5
     temperature = 0.5  # T
     beta = 4.0

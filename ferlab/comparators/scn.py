@@ -51,6 +51,7 @@ class SCN(Comparator):
 
     network_class = SCNNetwork
     smallest_batch = 2
+    needs_warm_up = True
     high_share = 0.7  # beta
     rank_margin = 0.15  # delta1
     relabel_margin = 0.2  # delta2
