@@ -23,6 +23,7 @@ from ferlab import metrics
 from ferlab.config import Config
 from ferlab.confusion import label_posterior
 from ferlab.data import FaceSet, Splits
+from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
 from ferlab.retrieval import class_average_precision, relabel
 from ferlab.runs import write_json, write_whole
@@ -83,11 +84,12 @@ class Audit:
         return pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
     def contact_sheet(self, faces: FaceSet, count: int = 48) -> Picture:
-        """The most suspicious faces, each under its given label and what is suggested instead."""
+        """The most suspicious faces, each under its row in ``table``, its given label and what is suggested."""
         from ferlab import plots
 
         top = np.argsort(-self.score, kind="stable")[:count]
-        captions = [f"{self.classes[self.given[i]]}\nperhaps {self.classes[self.suggested[i]]}" for i in top]
+        captions = [f"{rank}: {self.classes[self.given[i]]}\n{self.classes[self.suggested[i]]}?"
+                    for rank, i in enumerate(top, 1)]
         return plots.face_grid(faces.images[top], captions, columns=8, size=1.5,
                                title="Most suspicious labels: given, and suggested")
 
@@ -132,6 +134,10 @@ def audit(
             raise FerlabError(f"{file} cannot be read ({type(error).__name__}): delete it and audit again.") from error
         agree = (probability.argmax(1) == faces.labels)[fold == k].mean()
         tell(f"fold {k + 1}/{folds}: the network gives {100 * agree:.1f} % of the faces it has not seen their label")
+    agree, most = (probability.argmax(1) == faces.labels).mean(), faces.class_counts.max() / len(faces)
+    if agree < most + 0.1:
+        tell(f"The networks have hardly learned from these {len(faces):,} faces ({100 * most:.1f} % are of one class): "
+             "do not trust the list; train longer (--set epochs=...) or give more faces.")
     return Audit(names, faces.classes, faces.labels, probability, precision)
 
 
@@ -162,7 +168,8 @@ def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
 
 
 def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) -> dict[str, Path]:
-    """suspicious.csv (``table``), suspicious.png (``contact_sheet``) and audit.npz, all in ``directory``.
+    """suspicious.csv (``table``), suspicious.png (``contact_sheet``), audit.npz, and corrected.csv, the suggested
+    labels where the given one is more likely wrong than right, as training takes them; all in ``directory``.
 
     The picture shows the data set's own faces: whether it may be passed on is a question of the data set's terms.
     """
@@ -173,6 +180,10 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
               "probability": found.probability, "average_precision": found.average_precision}
     if faces.truth is not None:
         arrays["truth"] = faces.truth  # for benchmarks/audit.py
+    classes = np.array(found.classes)
+    wrong = np.flatnonzero(found.score > 0.5)
+    paths["labels"] = directory / "corrected.csv"
+    write_labels(paths["labels"], dict(zip(found.names[wrong].tolist(), classes[found.suggested[wrong]].tolist())))
     write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))
     write_whole(paths["npz"], lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]

@@ -86,6 +86,9 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     if noise is not None:
         inject_noise([0, 1], noise, noise_rate, 2)  # a wrong kind or rate is told before the long work
     if benchmark is None:
+        if root is not None:
+            raise FerlabError(f"rendered takes no root, as its faces are made here: say which data set {root} holds, "
+                              'such as "folder".')
         from ferlab import rendered
 
         wanted = dict(options) if size is None else {**options, "size": size}
@@ -210,7 +213,7 @@ def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) 
     expected = f"{name} expects there:\n{benchmark.tree}"
     if root is None:
         raise FerlabError(f"{name} needs root, the folder or .zip of the data set; {expected}")
-    files = _open(Path(root).expanduser(), benchmark.markers, expected)
+    files = _open(Path(root).expanduser(), benchmark.markers, expected, or_images=name == "folder")
     try:
         found = benchmark.read(files, splits, ask)
     except (OSError, RuntimeError, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -355,8 +358,11 @@ class _Zip:
 _Files = _Folder | _Zip
 
 
-def _open(root: Path, markers: Sequence[str], expected: str) -> _Files:
-    """The files of a data set: in ``root``, or in the only folder in it that holds one of ``markers``."""
+def _open(root: Path, markers: Sequence[str], expected: str, or_images: bool = False) -> _Files:
+    """The files of a data set: in ``root``, or in the only folder in it that holds one of ``markers``.
+
+    or_images: where no folder does, folders of images are enough.
+    """
     if not root.exists():
         raise FerlabError(f"There is no {root}; {expected}")
     if root.is_file() and root.suffix.lower() != ".zip":
@@ -373,6 +379,8 @@ def _open(root: Path, markers: Sequence[str], expected: str) -> _Files:
     inner = [name for name in files.folders() if fits(name)]
     if len(inner) == 1:
         return kind(root.resolve(), inner[0])
+    if or_images and any(files.files(name, IMAGE_ENDINGS) for name in files.folders()):
+        return files
     raise FerlabError(f"{root} has none of {', '.join(markers)}; {expected}")
 
 
@@ -685,7 +693,10 @@ _SPLIT_FOLDERS = {"train": ("train", "training"), "valid": ("valid", "val", "val
 
 
 def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
-    """<split>/<class>/<image>: ``folder`` with the classes it finds, ``sfew`` with its own seven."""
+    """<split>/<class>/<image>: ``folder`` with the classes it finds, ``sfew`` with its own seven.
+
+    Of ``folder``, <class>/<image> without splits are training faces.
+    """
     places = {}
     for split in SPLITS:
         named = [name for name in files.folders() if name.lower() in _SPLIT_FOLDERS[split] and files.folders(name)]
@@ -693,6 +704,8 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one of them for {split}.")
         if named:
             places[split] = named[0]
+    if ask.name == "folder" and not places:
+        places["train"] = ""
     kinds = {place: files.folders(place) for place in places.values()}
     if ask.name == "sfew":
         classes = tuple(_SFEW.values())
@@ -711,11 +724,12 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     found = []
     for split in (split for split in splits if split in places):
         names, labels = [], []
+        base = places[split] and f"{places[split]}/"
         for kind in kinds[places[split]]:
-            images = files.files(f"{places[split]}/{kind}", IMAGE_ENDINGS)
+            images = files.files(base + kind, IMAGE_ENDINGS)
             names += [f"{kind}/{image}" for image in images]
             labels += [classes.index(alias[kind if kind in alias else kind.lower()])] * len(images)
-        found.append(_rows(files, ask.name, split, f"{places[split]}/", names, np.array(labels), classes=classes))
+        found.append(_rows(files, ask.name, split, base, names, np.array(labels), classes=classes))
     return found
 
 
@@ -939,6 +953,7 @@ _BENCHMARKS = {
     Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…
     Train/Surprise/…    Val/Angry/….png …""", _read_folders),
     "folder": _Benchmark((), 112, "RGB", tuple(name for names in _SPLIT_FOLDERS.values() for name in names), """\
-    train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three)""", _read_folders),
+    train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three),
+    or <class>/<image> alone, which are training faces""", _read_folders),
 }
 NAMES = ("rendered", *_BENCHMARKS)

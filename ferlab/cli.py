@@ -25,7 +25,7 @@ RULES = ("majority", "argmax", "distribution")
 NOISES = ("symmetric", "asymmetric", "annotators")
 SPLITS = ("train", "valid", "test")
 DATA_OPTIONS = ("size", "seed", "train", "valid", "test")
-SMOKE_FACES = {"size": 32, "train": 320, "valid": 80, "test": 80}  # what the smoke profile has rendered, seconds
+SMOKE_FACES = {"train": 320, "valid": 80, "test": 80}  # what the smoke profile has rendered, in seconds
 
 
 def main() -> None:
@@ -123,8 +123,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     training.method_class(config.method)
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
-    if name == "rendered" and profile_name(profile_) == "smoke":
-        numbers = SMOKE_FACES | numbers
+    if name == "rendered":
+        numbers = rendered_as_seen(config, profile_) | numbers
     rule = rule or "majority"
     data = {"data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule,
             "skip_bad": skip_bad, "holdout": holdout, "noise": noise, "noise_rate": noise_rate, "options": numbers}
@@ -158,6 +158,11 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
     split = "test" if splits.test is not None else "valid" if splits.valid is not None else "train"
     click.echo(f"Next: ferlab evaluate --run {run.directory} --split {split}")
+
+
+def rendered_as_seen(config: Config, profile_: str | None) -> dict[str, int]:
+    """Rendered faces as large as the network sees them; of the smoke profile fewer, made in seconds."""
+    return {**(SMOKE_FACES if profile_name(profile_) == "smoke" else {}), "size": min(512, config.size)}
 
 
 def _check_same(run: Any, data: dict[str, Any]) -> None:
@@ -389,8 +394,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     training.method_class(config.method)
     numbers = parse_options(options)
-    if name == "rendered" and profile_name(profile_) == "smoke":
-        numbers = SMOKE_FACES | numbers
+    if name == "rendered":
+        numbers = rendered_as_seen(config, profile_) | numbers
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, splits=(split,), noise=noise,
                              noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress, **numbers)
     faces = splits._asdict()[split]
@@ -406,6 +411,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"AUROC {quality['auroc']:.3f}, average precision {quality['average_precision']:.3f}; "
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
+    click.echo(f"Next: look at both, take wrong rows out of {paths['labels']}, and train on the rest with "
+               f"ferlab train --labels {paths['labels']}")
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -429,7 +436,7 @@ def layout(name: str | None) -> None:
 @_data_options("rendered")
 @click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
 @click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
-@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0)
+@click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="As in ferlab train.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the noise.")
 def info(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
          progress: bool | None, noise: str | None, noise_rate: float, holdout: float, seed: int) -> None:

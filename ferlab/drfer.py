@@ -180,7 +180,8 @@ class DRFERMethod(Method):
         if self.noisy.any() and config.relabelling:
             self.relabel(collected, judged)
         self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
-        return {"split": self.quality() | {"status": mixture.status}}
+        clean_share = 1 - self.noisy.double().mean().item()
+        return {"split": {"clean_share": clean_share} | self.quality() | {"status": mixture.status}}
 
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].

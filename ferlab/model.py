@@ -130,7 +130,8 @@ class DRFER(nn.Module):
         self.size, self.num_classes = config.size, num_classes
         if config.backbone in ("small", "small18"):
             if config.weights is not None:
-                raise FerlabError(f'weights={config.weights!r} need torchvision: choose backbone="resnet18".')
+                raise FerlabError(f"weights are for torchvision's ResNets, not for the backbone {config.backbone}: "
+                                  "add backbone=resnet18.")
             blocks = (1, 1, 1, 1) if config.backbone == "small" else (2, 2, 2, 2)
             self.trunk, self.stage4, width3, width4 = small_resnet(blocks)
         else:

@@ -17,6 +17,7 @@ from ferlab import audit as auditing
 from ferlab.audit import Audit, audit, fold_of, judge, read, write
 from ferlab.confusion import label_posterior
 from ferlab.data import Splits
+from ferlab.decisions import read_labels
 from ferlab.errors import FerlabError
 from ferlab.retrieval import class_average_precision, relabel
 from ferlab.training import Trainer, train
@@ -170,6 +171,10 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     assert "20.8 % of the labels are wrong" in outcome.out or "19.8 % of the labels are wrong" in outcome.out
     assert "fold 2/2" in outcome.out and str(tmp_path / "suspicious.csv") in outcome.out
     assert (tmp_path / "suspicious.png").is_file()
+    table = pd.read_csv(tmp_path / "suspicious.csv")
+    suspected = table[table.score > 0.5]
+    corrected = read_labels(tmp_path / "corrected.csv")  # as ferlab train --labels does
+    assert corrected == dict(zip(suspected.name, suspected.suggested, strict=True)) and corrected
     assert ferlab(*command).out == outcome.out  # nothing is trained again
     told = ferlab(*command[:-1], tmp_path, "--split", "valid", "--noise", "symmetric")
     assert told.code == 2 and "another directory" in told.err

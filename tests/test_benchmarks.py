@@ -330,6 +330,21 @@ def test_folder(root):
         benchmarks.load("folder", root)
 
 
+def test_folders_of_classes_alone_are_training_faces(root):
+    fakes.folders(root, ["train"])
+    for each in (root / "train", fakes.zipped(root / "train")):
+        splits = benchmarks.load("folder", each, size=32)
+        assert lengths(splits) == [4, None, None] and splits.train.classes == ("cross", "merry")
+    assert splits.train.names[0].startswith("cross/")
+    with pytest.raises(FerlabError, match="has none of train"):
+        benchmarks.load("folder", root / "train" / "merry")
+
+
+def test_rendered_faces_have_no_root(root):
+    with pytest.raises(FerlabError, match="rendered takes no root"):
+        benchmarks.load("rendered", root)
+
+
 def test_one_face_a_class_an_empty_class_and_an_empty_split(root):
     fakes.folders(root, ["train"], per_class=1)
     assert lengths(benchmarks.load("folder", root)) == [2, None, None]
