@@ -355,26 +355,29 @@ def tables(results: list[dict]) -> str:
                      f"minutes as trained:\n\n{table(mine, split)}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
-                         f"{split} split), closed by " + "; ".join(
+                         f"{split} split, seeds in common), closed by " + "; ".join(
                              f"{method}, {noise} {rate:.0%}: {share:.0%}"
                              for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
 
 
 def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], float]:
-    """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of mean accuracies of one data set.
+    """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of one data set's mean accuracies.
 
-    1 = as good as plain training on true labels, 0 = no better than plain training on the noisy ones, negative = worse.
+    Over the seeds that all three have in common; 1 = as good as plain training on true labels, 0 = no better than plain
+    training on the noisy ones, negative = worse.
     """
-    found: dict[tuple[str, str, float], list[float]] = {}
+    found: dict[tuple[str, str, float], dict[int, float]] = {}
     for r in best_schedules(results):
-        found.setdefault((r["method"], r["noise"], r["rate"]), []).append(r["scores"][split]["accuracy"])
-    mean = {key: float(np.mean(values)) for key, values in found.items()}
-    ceiling, closed = mean.get(("plain", "none", 0.0)), {}
-    for (method, noise, rate), accuracy in sorted(mean.items()):
-        plain = mean.get(("plain", noise, rate))
-        if rate and method != "plain" and plain is not None and ceiling is not None and ceiling > plain:
-            closed[method, noise, rate] = (accuracy - plain) / (ceiling - plain)
+        found.setdefault((r["method"], r["noise"], r["rate"]), {})[r["seed"]] = r["scores"][split]["accuracy"]
+    closed = {}
+    for (method, noise, rate), mine in sorted(found.items()):
+        three = mine, found.get(("plain", noise, rate), {}), found.get(("plain", "none", 0.0), {})
+        seeds = set.intersection(*map(set, three))
+        if rate and method != "plain" and seeds:
+            accuracy, plain, ceiling = (float(np.mean([each[seed] for seed in seeds])) for each in three)
+            if ceiling > plain:
+                closed[method, noise, rate] = (accuracy - plain) / (ceiling - plain)
     return closed
 
 

@@ -162,6 +162,8 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     closed = gap_closed([*noisy, ceiling], "test")
     assert closed == {("full", "symmetric", 0.3): pytest.approx(0.5), ("scn", "symmetric", 0.3): pytest.approx(-0.2)}
     assert "full, symmetric 30%: 50%" in tables([*noisy, ceiling])
+    lucky = result(seed=1, test=0.86)  # of a seed that the others do not have
+    assert gap_closed([*noisy, ceiling, lucky], "test") == closed
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
