@@ -266,8 +266,9 @@ def frame(results: list[dict]) -> pandas.DataFrame:
 
     Columns beside those of SETTING: seeds, how many; accuracy, mean_class_accuracy, auroc (of finding wrong labels at
     the last split), right_if_wrong, right_after, in [0, 1], and seconds: the mean over the seeds; each of them with
-    ``_half``, the half-width of its 95 % interval, nan for one seed. Results with other settings or other numbers of
-    faces never share a row. Raises FerlabError for a result that does not say how it was measured.
+    ``_half``, the half-width of its 95 % interval, nan for one seed. Results with other settings that their method
+    obeys, or other numbers of faces, never share a row. Raises FerlabError for a result that does not say how it was
+    measured.
     """
     import pandas
 
@@ -277,7 +278,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
             raise FerlabError(f"{result.get('name', 'A row')} was not measured by ferlab bench: it lacks "
                               f"{', '.join(missing)}; quoted numbers have a table of their own (bench.quoted).")
         last: dict = next((e["split"] for e in reversed(result["epochs"]) if "split" in e), {})
-        settings = {key: value for key, value in result["settings"].items() if key != "seed"}
+        settings = _obeyed(result["settings"])
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
             about |= {"split": split, "hardware": where(result)[2],
@@ -295,6 +296,16 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         rows.append(row)
     halves = [column for name in columns for column in (name, f"{name}_half")]
     return pandas.DataFrame(rows, columns=[*SETTING, "seeds", *halves])
+
+
+def _obeyed(settings: dict) -> dict:
+    """The settings but the seed; of a method other than DR-FER, without those that only DR-FER obeys."""
+    from ferlab.config import DRFER_ONLY, Config
+
+    if settings.get("method", "drfer") == "drfer":
+        return {key: value for key, value in settings.items() if key != "seed"}
+    known = vars(Config()).keys() - {"seed", *DRFER_ONLY}
+    return {key: value for key, value in settings.items() if key in known}
 
 
 def quoted(path: str | Path) -> pandas.DataFrame:

@@ -146,6 +146,10 @@ AFTER_WARM_UP = (
     "sharpness", "keep_given", "temperature",
 )
 
+# what no other method obeys
+DRFER_ONLY = {*AFTER_WARM_UP, "masked_modelling", "mask_weight", "mask_ratio", "mask_share", "restarts", "robustness",
+              "smooth_collections"} - {"epochs"}
+
 RANGES = [
     (("epochs", "batch_size", "interval", "attention_maps", "local_dimensions", "smooth_collections"),
      lambda v: v >= 1, "at least 1"),

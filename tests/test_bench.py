@@ -167,6 +167,16 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
+def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
+    plain = [result(seed=seed) | {"settings": {"method": "plain", "epochs": 1, "seed": seed} | more,
+                                  "faces": {"train": 6, "test": 2}}
+             for seed, more in ((0, {"keep_given": "all"}), (1, {"keep_given": "posterior"}))]
+    assert set(frame(plain).seeds) == {2}
+    for each in plain:
+        each["settings"]["method"] = "drfer"
+    assert set(frame(plain).seeds) == {1}
+
+
 def measured(**changes):
     """A result with the settings that it was measured with."""
     made = result(**changes)
