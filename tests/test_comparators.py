@@ -105,7 +105,7 @@ def test_each_grows_from_the_same_backbone(method):
 
 def test_the_method_that_the_readme_adds():
     text = (REPOSITORY / "README.md").read_text()
-    code = text.split("ferlab/comparators/gce.py`:\n\n```python\n")[1].split("```")[0]
+    code = text.split("ferlab/comparators/gce.py`")[1].split("```python\n")[1].split("```")[0]
     assert all(f"`{name}`" in text for name in comparators.NAMES)
     scope = {"__name__": "gce"}
     exec(code, scope)
