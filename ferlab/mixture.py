@@ -174,7 +174,7 @@ class ClassMixture:
     @staticmethod
     def _checked(losses, labels) -> tuple[np.ndarray, np.ndarray]:
         if hasattr(losses, "detach"):  # a tensor, of any kind and device
-            losses = losses.detach().double().cpu()
+            losses = losses.detach().cpu().double()
         losses = np.array(losses, dtype=np.float64)
         labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
         if losses.shape != labels.shape or losses.ndim != 1:
