@@ -69,6 +69,11 @@ class Audit:
         return self._others.sum(1)
 
     @property
+    def suspected(self) -> np.ndarray:
+        """bool [N], whether the label is more likely wrong than right."""
+        return self.score > 0.5
+
+    @property
     def suggested(self) -> np.ndarray:
         """The most likely class but the given one, int [N]."""
         return self._others.argmax(1)
@@ -180,10 +185,10 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
               "probability": found.probability, "average_precision": found.average_precision}
     if faces.truth is not None:
         arrays["truth"] = faces.truth  # for benchmarks/audit.py
-    classes = np.array(found.classes)
-    wrong = np.flatnonzero(found.score > 0.5)
+    suspected = found.suspected
+    suggested = np.array(found.classes)[found.suggested[suspected]]
     paths["labels"] = directory / "corrected.csv"
-    write_labels(paths["labels"], dict(zip(found.names[wrong].tolist(), classes[found.suggested[wrong]].tolist())))
+    write_labels(paths["labels"], dict(zip(found.names[suspected].tolist(), suggested.tolist())))
     write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))
     write_whole(paths["npz"], lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]

@@ -236,17 +236,19 @@ def read_failures(folder: str | Path) -> dict[str, str]:
 
 def read_audits(folder: str | Path) -> list[dict]:
     """What ``benchmarks/audit.py`` wrote to a folder, in the order of the names; [] where there is none."""
-    return _read_all(folder)
+    return _read_all(folder, "detection")
 
 
-def _read_all(folder: str | Path) -> list[dict]:
+def _read_all(folder: str | Path, key: str = "name") -> list[dict]:
+    """The records of a folder, each of which has the key."""
     records = []
     for path in sorted(Path(folder).glob("*.json")):
         try:
-            records.append(record := dict(json.loads(path.read_text())))
-            if not record:
-                raise ValueError("empty")
-        except (OSError, ValueError, TypeError) as error:
+            record = json.loads(path.read_text())
+            if not isinstance(record, dict) or key not in record:
+                raise ValueError(f"no {key}")
+            records.append(record)
+        except (OSError, ValueError) as error:
             raise FerlabError(f"{path} is no result of ferlab: delete it and measure again.") from error
     return records
 

@@ -193,8 +193,6 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"There is no label rule {rule!r}; choose one of {', '.join(LABEL_RULES)}.")
     if rule != "majority" and name not in ("ferplus", "fer2013"):
         raise FerlabError(f"The label rule {rule!r} is for the votes of ferplus and fer2013; leave it out for {name}.")
-    if name != "rendered" and size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
-        raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
     if isinstance(splits, str) or not splits or not set(splits) <= set(SPLITS):
         raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
     if not 0 <= holdout < 1:
@@ -204,6 +202,8 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"{name} takes no option {', '.join(strange)}.")
     if name == "rendered":
         return None
+    if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
+        raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
     return _BENCHMARKS[name]
 
 

@@ -404,7 +404,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     click.echo(_split_line(split, faces))
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
     paths = auditing.write(found, faces, directory, count)
-    click.echo(f"\n{int((found.score > 0.5).sum()):,} of {len(faces):,} labels are more likely wrong than right")
+    click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
     quality = {} if faces.truth is None else found.quality(faces.truth)
     if quality.get("auroc") is not None:
         click.echo(f"against the reference: {percent(quality['wrong_share'])} of the labels are wrong; found with "

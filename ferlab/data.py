@@ -232,9 +232,17 @@ class Splits(NamedTuple):
     test: FaceSet | None
 
 
+def as_array(values: Any, dtype: Any = None) -> np.ndarray:
+    """``values`` as an array; a tensor may be of any kind and on any device."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values  # NumPy knows no bfloat16
+    return np.asarray(values, dtype)
+
+
 def _integers(values: Any, count: int, what: str, lowest: int = 0) -> np.ndarray:
     """``values`` as int64 [N], each checked to lie in lowest..count-1."""
-    array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    array = as_array(values)
     if array.size == 0 and array.ndim == 1:
         return array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":

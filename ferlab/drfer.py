@@ -87,11 +87,11 @@ class DRFERMethod(Method):
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
-        first = config.warm_up or config.interval
-        if config.split != "off" and first > config.epochs - bool(config.warm_up):
-            name = "warm_up" if config.warm_up else "interval"
-            raise FerlabError(f"{name} is {first} of {config.epochs} epochs, so that no split would ever come: "
-                              f"lower {name}, or set split=off.")
+        first = "warm_up" if config.warm_up else "interval"  # what the first split waits for
+        late = config.warm_up >= config.epochs or (config.warm_up == 0 and config.interval > config.epochs)
+        if config.split != "off" and late:
+            raise FerlabError(f"{first} is {getattr(config, first)} of {config.epochs} epochs, so that no split would "
+                              f"ever come: lower {first}, or set split=off.")
         count = len(train)
         self.register_buffer("clean_probability", torch.ones(count, dtype=torch.double))  # in single, many tie at 1
         self.register_buffer("weight", torch.ones(count))
@@ -180,8 +180,7 @@ class DRFERMethod(Method):
         if self.noisy.any() and config.relabelling:
             self.relabel(collected, judged)
         self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
-        clean_share = 1 - self.noisy.double().mean().item()
-        return {"split": {"clean_share": clean_share} | self.quality() | {"status": mixture.status}}
+        return {"split": self.quality() | {"status": mixture.status}}
 
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
@@ -245,10 +244,11 @@ class DRFERMethod(Method):
             chance_corrected=kind == "chance", exclude=exclude), queries, exclude)
 
     def quality(self) -> dict:
-        """How right the split and the new labels are, by the truth that training does not see; {} without a truth."""
+        """How right the split and the new labels are, by the truth that training does not see; without a truth, only
+        the share of faces that count as clean."""
         truth = self.faces.truth
         if truth is None:
-            return {}
+            return {"clean_share": (~self.noisy).double().mean().item()}
         given, noisy = self.given.cpu().numpy(), self.noisy.cpu().numpy()
         return metrics.split_quality(
             self.clean_probability.cpu().numpy(), given, truth, self.config.clean_threshold

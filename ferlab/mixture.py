@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from ferlab.data import as_array
 from ferlab.errors import FerlabError
 
 
@@ -173,10 +174,7 @@ class ClassMixture:
 
     @staticmethod
     def _checked(losses, labels) -> tuple[np.ndarray, np.ndarray]:
-        if hasattr(losses, "detach"):  # a tensor, of any kind and device
-            losses = losses.detach().cpu().double()
-        losses = np.array(losses, dtype=np.float64)
-        labels = np.asarray(labels.cpu() if hasattr(labels, "cpu") else labels)
+        losses, labels = as_array(losses, np.float64), as_array(labels)
         if losses.shape != labels.shape or losses.ndim != 1:
             raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
         finite = losses[np.isfinite(losses)]

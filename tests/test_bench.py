@@ -167,6 +167,14 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
+    (tmp_path / "strange.json").write_text(text)
+    for reader in (read_results, read_failures, read_audits):
+        with pytest.raises(FerlabError, match="strange.json is no result of ferlab"):
+            reader(tmp_path)
+
+
 def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
     plain = [result(seed=seed) | {"settings": {"method": "plain", "epochs": 1, "seed": seed} | more,
                                   "faces": {"train": 6, "test": 2}}
