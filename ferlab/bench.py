@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas
 
 # What a row of measured numbers says of how they were measured.
-SETTING = ["data", "rule", "split", "noise", "rate", "method", "schedule", "profile", "hardware"]
+SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
 
 
@@ -206,7 +206,7 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
 def best_schedules(results: list[dict]) -> list[dict]:
     """The results of each method and noise with the schedule that had the best valid accuracy on the first seed.
 
-    Other data, profiles and devices choose for themselves.
+    Other data, numbers of training faces, profiles and devices choose for themselves.
     """
     alike: dict[tuple, list[dict]] = {}
     for r in results:
@@ -219,9 +219,9 @@ def best_schedules(results: list[dict]) -> list[dict]:
     return chosen
 
 
-def where(result: dict) -> tuple[str, str, str]:
-    """Data, profile and device: results that differ in one of them have tables of their own."""
-    return result["data"], result["profile"], result["environment"]["device"].split(",")[0]
+def where(result: dict) -> tuple[str, int, str, str]:
+    """Data, training faces, profile and device: results that differ in one of them have tables of their own."""
+    return result["data"], result["faces"]["train"], result["profile"], result["environment"]["device"].split(",")[0]
 
 
 def read_results(folder: str | Path) -> list[dict]:
@@ -283,7 +283,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         settings = _obeyed(result["settings"])
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
-            about |= {"split": split, "hardware": where(result)[2],
+            about |= {"split": split, "training_faces": result["faces"]["train"], "hardware": where(result)[-1],
                       "same": json.dumps([settings, result["faces"]], sort_keys=True)}
             values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
             values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
@@ -362,10 +362,10 @@ def tables(results: list[dict]) -> str:
     parts = []
     for place in dict.fromkeys(map(where, results)):
         mine = [r for r in results if where(r) == place]
-        data, profile, device = place
+        data, faces, profile, device = place
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"
-        parts.append(f"`{data}`, {split} split, profile `{profile}`, {device}; last epoch, schedules chosen on valid, "
-                     f"minutes as trained:\n\n{table(mine, split)}")
+        parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch, "
+                     f"schedules chosen on valid, minutes as trained:\n\n{table(mine, split)}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
                          f"{split} split, seeds in common), closed by " + "; ".join(

@@ -37,7 +37,7 @@ from ferlab.errors import FerlabError
 COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 LABEL_RULES = ("majority", "argmax", "distribution")
 SPLITS = ("train", "valid", "test")
-_RENDERED_OPTIONS = ("train", "valid", "test", "seed", "workers")
+_OPTIONS = ("train", "valid", "test", "seed")
 
 MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
 MAX_BYTES = 100_000_000  # likewise a larger file
@@ -72,7 +72,8 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     noise, noise_rate, noise_seed: label noise for ``train``; see ``FaceSet.with_noise``.
     cache: folder of the packed pixels, by default ``data.cache_directory()``.
     progress: True or False to show or hide the bar; by default it shows on a terminal.
-    options: for ``rendered`` only: see ``ferlab.rendered.load``.
+    options: train, valid, test: keep at most so many faces of the split, drawn at random by ``seed`` (0), before any
+        noise. ``rendered`` makes so many instead, and has further ones: see ``ferlab.rendered.load``.
 
     ``fer2013`` gives the faces that FER+'s rule keeps, but contempt, which FER2013 lacks, and the few without a FER2013
     annotation: ``labels`` are the original annotation in all splits, ``truth`` is FER+'s.
@@ -101,6 +102,8 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
             found[rows.split] = _face_set(rows, benchmark, size or benchmark.size, ask)
         if holdout:
             found = _hold_out(found, name, holdout, holdout_seed)
+        most = {split: options[split] for split in found if split in options}
+        found |= {split: found[split].draw(count, options.get("seed", 0)) for split, count in most.items()}
     if noise is not None and "train" in found:
         found["train"] = found["train"].with_noise(noise, noise_rate, noise_seed)
     return Splits(*(found.get(split) if split in splits else None for split in SPLITS))
@@ -197,11 +200,14 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
     if not 0 <= holdout < 1:
         raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
-    strange = sorted(set(options) - set(_RENDERED_OPTIONS if name == "rendered" else ()))
+    strange = sorted(set(options) - {*_OPTIONS, *(["workers"] if name == "rendered" else [])})
     if strange:
         raise FerlabError(f"{name} takes no option {', '.join(strange)}.")
     if name == "rendered":
         return None
+    for option, value in options.items():
+        if not (isinstance(value, (int, np.integer)) and value >= (option != "seed")):
+            raise FerlabError(f"{option} is {value!r}: give a whole number{' of faces' * (option != 'seed')}.")
     if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
         raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
     return _BENCHMARKS[name]

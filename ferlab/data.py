@@ -169,6 +169,12 @@ class FaceSet:
             extras={key: take(value) for key, value in self.extras.items()},
         )
 
+    def draw(self, count: int, seed: int = 0) -> FaceSet:
+        """At most ``count`` of the faces, drawn at random, in their former order."""
+        if len(self) <= count:
+            return self
+        return self.subset(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
     def reorder(self, classes: Sequence[str]) -> FaceSet:
         """The same faces with ``classes`` in another order, which may name further classes that no face here has.
 

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ferlab import benchmarks
 from ferlab.config import Config, profile, profile_name
 from ferlab.data import FaceSet, Splits
@@ -42,15 +40,13 @@ class Lesson:
         if smoke and self.data == "rendered":
             options |= dict(zip(("train", "valid", "test"), FACES["smoke"], strict=True))
         loaded = benchmarks.load(self.data, self.root, progress=True, **options)
-        train, valid, test = (self._few(*pair) for pair in zip(loaded, FACES[profile_name()], strict=True))
+        train, valid, test = (
+            faces if faces is None or most is None else faces.draw(most, self.seed)
+            for faces, most in zip(loaded, FACES[profile_name()], strict=True)
+        )
         if self.noise != "given" and train is not None:
             train = train.with_noise(self.noise, self.rate, self.seed)
         return Splits(train, valid, test)
-
-    def _few(self, faces: FaceSet | None, most: int | None) -> FaceSet | None:
-        if faces is None or most is None or len(faces) <= most:
-            return faces
-        return faces.subset(np.sort(np.random.default_rng(self.seed).permutation(len(faces))[:most]))
 
     def settings(self, **changes) -> Config:
         """The profile's settings with some changed."""

@@ -48,7 +48,7 @@ def result(method="plain", schedule="one", seed=0, valid=0.5, test=0.5, noise="s
     scores = {name: {"accuracy": a, "mean_class_accuracy": a / 2} for name, a in (("valid", valid), ("test", test))}
     return {"data": "rendered", "rule": "truth", "noise": noise, "rate": 0.3, "method": method, "schedule": schedule,
             "seed": seed, "scores": scores, "seconds": 60, "epochs": [{"split": split}] if split else [{}],
-            "profile": "quick", "environment": {"device": "CPU, 1 threads"}}
+            "profile": "quick", "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}}
 
 
 def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path, monkeypatch):
@@ -150,6 +150,14 @@ def test_schedules_are_chosen_by_valid_on_the_first_seed():
     assert [(r["schedule"], r["seed"]) for r in best_schedules(results)] == [("one", 0), ("one", 1)]
 
 
+def test_other_numbers_of_training_faces_choose_for_themselves_and_have_tables_of_their_own():
+    few = {"faces": {"train": 4, "test": 2}}
+    results = [result(valid=0.8), result(schedule="two", valid=0.7), result(schedule="two", valid=0.6) | few]
+    assert [r["schedule"] for r in best_schedules(results)] == ["one", "two"]
+    text = tables(results)
+    assert "6 training faces" in text and "4 training faces" in text
+
+
 def test_interval_is_students():
     mean, half = interval([1.0, 2.0, 3.0])
     assert mean == 2 and np.isclose(half, 4.302653 / np.sqrt(3))  # t(0.975, 2) = 4.3027, standard deviation 1
@@ -176,8 +184,7 @@ def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
 
 
 def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
-    plain = [result(seed=seed) | {"settings": {"method": "plain", "epochs": 1, "seed": seed} | more,
-                                  "faces": {"train": 6, "test": 2}}
+    plain = [result(seed=seed) | {"settings": {"method": "plain", "epochs": 1, "seed": seed} | more}
              for seed, more in ((0, {"keep_given": "all"}), (1, {"keep_given": "posterior"}))]
     assert set(frame(plain).seeds) == {2}
     for each in plain:
@@ -188,7 +195,7 @@ def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
 def measured(**changes):
     """A result with the settings that it was measured with."""
     made = result(**changes)
-    return made | {"settings": {"epochs": 1, "seed": made["seed"]}, "faces": {"train": 6, "test": 2}}
+    return made | {"settings": {"epochs": 1, "seed": made["seed"]}}
 
 
 def test_frame_has_a_row_for_each_setting_and_split():

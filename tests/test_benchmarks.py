@@ -219,6 +219,19 @@ def test_rafdb_holds_out_faces_to_validate_on(root):
         benchmarks.load("rafdb", root, holdout=0.001)
 
 
+def test_at_most_so_many_faces_of_a_split(tmp_path):
+    root = fakes.rafdb(tmp_path)
+    whole = benchmarks.load("rafdb", root)
+    few = benchmarks.load("rafdb", root, train=5)
+    other = benchmarks.load("rafdb", root, train=5, seed=1)
+    assert lengths(few) == [5, None, 7] and lengths(benchmarks.load("rafdb", root, train=99)) == lengths(whole)
+    assert list(few.train.names) == sorted(few.train.names) != list(other.train.names)
+    rows = np.flatnonzero(np.isin(whole.train.names, few.train.names))
+    assert (few.train.images == whole.train.images[rows]).all() and (few.train.labels == whole.train.labels[rows]).all()
+    noisy = benchmarks.load("rafdb", root, train=5, noise="symmetric", noise_rate=0.4).train
+    assert (noisy.truth == few.train.labels).all() and np.isclose(noisy.noise_rate, 0.4)
+
+
 @pytest.mark.parametrize(("line", "said"), [
     ("train_00001.jpg 8", "line 1: 'train_00001.jpg 8'"), ("train_00001.jpg 0", "line 1"),
     ("train_00001.jpg", "line 1"), ("other_1.jpg 3", "line 1"), ("train_00002.jpg 5", "twice with different labels"),
@@ -373,6 +386,9 @@ def test_one_face_a_class_an_empty_class_and_an_empty_split(root):
     (["rafdb", "."], {"holdout": 1}, "0 to below 1"),
     (["rafdb", "."], {"colour": True}, "takes no option colour"),
     (["rendered"], {"colour": True}, "takes no option colour"),
+    (["rafdb", "."], {"workers": 2}, "takes no option workers"),
+    (["rafdb", "."], {"train": 0}, "train is 0: give a whole number of faces"),
+    (["rafdb", "."], {"valid": 0.5}, "valid is 0.5: give a whole number of faces"),
     (["rafdb", "."], {"noise_rate": 0.2}, "needs a kind of noise"),
 ])
 def test_wrong_arguments(arguments, options, said):
