@@ -28,15 +28,21 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     zoom = 1 + uniform(-1, 1) * 0.12 * strength
     shift = uniform(-1, 1, 2) * 0.16 * strength
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    theta = torch.stack([cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]], 1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=images.device)  # centres of pixels
+    y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=images.device)[:, None]
+
+    def mapped(of_x: Tensor, of_y: Tensor, moved: Tensor) -> Tensor:
+        of_x, of_y, moved = (each.view(-1, 1, 1) for each in (of_x, of_y, moved))
+        return of_x * x + (of_y * y + moved)  # [B, H, W]; on a CPU F.affine_grid takes ten times as long
+
+    grid = torch.stack([mapped(cos * flip, -sin, shift[:, 0]), mapped(sin * flip, cos, shift[:, 1])], 3)
+    images = F.grid_sample(images.contiguous(), grid, padding_mode="reflection", align_corners=False)
     if strength == 0:
         return images
 
     contrast = 1 + uniform(-1, 1, 1, 1, 1) * 0.25 * strength
     brightness = uniform(-1, 1, 1, 1, 1) * 0.5 * strength
-    images = images * contrast + brightness
+    images.mul_(contrast).add_(brightness)
 
     side = uniform(0.15, 0.4) * (uniform(0, 1) < 0.5 * min(strength, 1))
     middle = uniform(0, 1, 2)
@@ -44,4 +50,4 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     columns = torch.linspace(0, 1, width, device=images.device)
     inside_rows = (rows - middle[:, :1]).abs() < side[:, None] / 2  # [B, H]
     inside_columns = (columns - middle[:, 1:]).abs() < side[:, None] / 2  # [B, W]
-    return images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1), 0.0)
+    return images.masked_fill_((inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1), 0.0)

@@ -480,13 +480,13 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     if attention is not None:
         axes = place(2.25, 3.85, 2.1, 2.1)
         _heat(axes, image, attention - attention.min())
-        axes.set_title("attention (high: bright)", fontsize=11, pad=4)
+        axes.set_title("attention (bare: lowest)", fontsize=11, pad=4)
 
     panels = {"soft label": soft, "class AP": precision} | ({} if votes is None else {"votes": votes})
     width = (3.15 - 0.1 * (len(panels) - 1)) / len(panels)
     for i, (name, values) in enumerate(panels.items()):
         axes = place(5.35 + i * (width + 0.1), 3.85, width, 2.1)
-        top = max(1.0, float(np.max(values)))
+        top = max(1.0, float(np.sum(values) if name == "votes" else np.max(values)))
         low = min(0.0, float(np.min(values)))
         axes.barh(range(len(classes)), values, color=colours, edgecolor="black", linewidth=0.5, height=0.72)
         axes.set(xlim=(low, 1.02 * top), ylim=(len(classes) - 0.4, -0.6), xticks=[0, top], yticks=[])
@@ -514,18 +514,20 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
             axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
             axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
 
-    axes = place(0.6, 0.5, 3.3, 1.25)
+    axes = place(0.75, 0.5, 3.15, 1.25)
     if len(history):
         axes.fill_between(epochs, class_history[:, 0], class_history[:, 2], color=CLEAN, alpha=0.5, linewidth=0)
         axes.plot(epochs, class_history[:, 1], color="#5c7482", linestyle="--", linewidth=1.6)
         axes.plot(epochs, history, color="black", marker="o", markersize=4)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+        axes.set_xticks(sorted(epochs[::-1][:: -(-len(epochs) // 8)]))
     axes.set_xlabel("epoch", fontsize=11)
+    axes.set_ylabel("loss", fontsize=11)
     axes.set_title(f"its loss (line) among the given {classes[given]}", fontsize=11, pad=4, loc="left")
 
-    axes = place(4.75, 0.5, 3.6, 1.25)
+    axes = place(4.95, 0.5, 3.4, 1.25)
     edges = np.linspace(min(losses.min(), loss), max(losses.max(), loss) + 1e-9, 41)
+    axes.margins(x=0.03)
     axes.hist(losses, edges.tolist(), color=CLEAN)
     if mixture is not None:
         line = np.linspace(edges[0], edges[-1], 200)
@@ -533,6 +535,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
             axes.plot(line, curve, "black", linewidth=1.5, linestyle=dash)
     axes.axvline(loss, color=WRONG, linewidth=2.5)
     axes.set_xlabel(evidence, fontsize=11)
+    axes.set_ylabel("faces", fontsize=11)
     axes.set_ylim(0, None)
     axes.set_title(f"where it sits in the mixture ({whose})", fontsize=11, pad=4, loc="left")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -732,7 +735,7 @@ def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Seq
         for time in times:
             axes[1, 0].axvline(time, color="#888888", linestyle=":", linewidth=1.4, zorder=0)
     axes[1, 0].set_yticks(range(rows), [*spans, *moments])
-    axes[1, 0].set(ylim=(rows - 0.4, -0.6), xlim=(0, len(rate) + 0.3), xlabel="epoch")
+    axes[1, 0].set(ylim=(rows - 0.4, -0.6), xlim=(0, 1.02 * len(rate)), xlabel="epoch")
     axes[1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1, 0].tick_params(axis="y", length=0)
     return figure
