@@ -33,7 +33,7 @@ def augment(images: Tensor, strength: float, generator: torch.Generator) -> Tens
 
     def mapped(of_x: Tensor, of_y: Tensor, moved: Tensor) -> Tensor:
         of_x, of_y, moved = (each.view(-1, 1, 1) for each in (of_x, of_y, moved))
-        return of_x * x + (of_y * y + moved)  # [B, H, W]; on a CPU F.affine_grid takes ten times as long
+        return of_x * x + (of_y * y + moved)  # [B, H, W]; on a CPU F.affine_grid takes longer than all the rest
 
     grid = torch.stack([mapped(cos * flip, -sin, shift[:, 0]), mapped(sin * flip, cos, shift[:, 1])], 3)
     images = F.grid_sample(images.contiguous(), grid, padding_mode="reflection", align_corners=False)

@@ -73,7 +73,8 @@ def _data_options(default: str | None) -> typing.Callable:
         click.option("--rule", type=click.Choice(RULES), help="FER+: which label the raters' votes make."),
         click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them."),
         click.option("--option", "options", metavar="NAME=NUMBER", multiple=True,
-                     help="size (pixels); train, valid, test (at most so many faces); seed (which); may be repeated."),
+                     help="size (pixels); train, valid, test (at most so many faces); seed (which of them). "
+                          "May be repeated."),
         click.option("--progress/--no-progress", default=None, help="Show bars. [default: on a terminal only]"),
     ]
 
