@@ -31,7 +31,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, inject_noise, take_images
+from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, check_whole, inject_noise, take_images
 from ferlab.errors import FerlabError
 
 COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
@@ -102,8 +102,8 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
             found[rows.split] = _face_set(rows, benchmark, size or benchmark.size, ask)
         if holdout:
             found = _hold_out(found, name, holdout, holdout_seed)
-        most = {split: options[split] for split in found if split in options}
-        found |= {split: found[split].draw(count, options.get("seed", 0)) for split, count in most.items()}
+        for split in found.keys() & options.keys():
+            found[split] = found[split].draw(options[split], options.get("seed", 0))
     if noise is not None and "train" in found:
         found["train"] = found["train"].with_noise(noise, noise_rate, noise_seed)
     return Splits(*(found.get(split) if split in splits else None for split in SPLITS))
@@ -206,8 +206,7 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
     if name == "rendered":
         return None
     for option, value in options.items():
-        if not (isinstance(value, (int, np.integer)) and value >= (option != "seed")):
-            raise FerlabError(f"{option} is {value!r}: give a whole number{' of faces' * (option != 'seed')}.")
+        check_whole(name, int(option != "seed"), **{option: value})
     if size is not None and not (isinstance(size, (int, np.integer)) and 8 <= size <= 1024):
         raise FerlabError(f"size is the side of a face in pixels, 8 to 1024, not {size!r}.")
     return _BENCHMARKS[name]

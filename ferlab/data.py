@@ -246,6 +246,14 @@ def as_array(values: Any, dtype: Any = None) -> np.ndarray:
     return np.asarray(values, dtype)
 
 
+def check_whole(what: str, lowest: int, **numbers: Any) -> None:
+    """FerlabError, begun with ``what``, for a number that is not whole or is below ``lowest``."""
+    for name, value in numbers.items():
+        if not isinstance(value, (int, np.integer)) or value < lowest:
+            raise FerlabError(f"{what}: {name}={value!r} is not a whole number from {lowest} up; pass one, e.g. "
+                              f"{name}=100.")
+
+
 def _integers(values: Any, count: int, what: str, lowest: int = 0) -> np.ndarray:
     """``values`` as int64 [N], each checked to lie in lowest..count-1."""
     array = as_array(values)

@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ferlab import drawing
-from ferlab.data import FaceSet, Splits, cache_directory
+from ferlab.data import FaceSet, Splits, cache_directory, check_whole
 from ferlab.drawing import (
     EYE_LEFT,
     EYE_RIGHT,
@@ -660,7 +660,7 @@ def render_face(units=None, identity: int = 0, yaw: float = 0.0, pitch: float = 
     the studio's. Raises FerlabError for unknown units, a wrong shape, and numbers out of range.
     """
     _check_size(size)
-    _check_whole(identity=identity, seed=seed)
+    check_whole("rendered", 0, identity=identity, seed=seed)
     lamp = STUDIO if light is None else STUDIO._replace(direction=_direction(light[0], min(80.0, max(-80.0, light[1]))))
     return _draw(_person(seed, int(identity)), _unit_weights(units), Camera(yaw, pitch, roll), lamp, size)[0]
 
@@ -701,7 +701,7 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
     """
     _check_size(size)
     counts = {"train": train, "valid": valid, "test": test}
-    _check_whole(seed=seed, **counts)
+    check_whole("rendered", 0, seed=seed, **counts)
     if not any(counts.values()):
         raise FerlabError("rendered: train, valid and test are all 0; ask for at least one face.")
     if workers is not None and workers < 1:
@@ -723,12 +723,6 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
 def _check_size(size) -> None:
     if not isinstance(size, (int, np.integer)) or not 24 <= size <= 512:
         raise FerlabError(f"rendered: size={size!r} is not a whole number from 24 to 512 (pixels); pass e.g. size=64.")
-
-
-def _check_whole(**numbers) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, (int, np.integer)) or value < 0:
-            raise FerlabError(f"rendered: {name}={value!r} is not a whole number from 0 up; pass one, e.g. {name}=100.")
 
 
 def _open(folder: Path, split: str) -> FaceSet:

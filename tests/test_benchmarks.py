@@ -387,8 +387,8 @@ def test_one_face_a_class_an_empty_class_and_an_empty_split(root):
     (["rafdb", "."], {"colour": True}, "takes no option colour"),
     (["rendered"], {"colour": True}, "takes no option colour"),
     (["rafdb", "."], {"workers": 2}, "takes no option workers"),
-    (["rafdb", "."], {"train": 0}, "train is 0: give a whole number of faces"),
-    (["rafdb", "."], {"valid": 0.5}, "valid is 0.5: give a whole number of faces"),
+    (["rafdb", "."], {"train": 0}, "rafdb: train=0 is not a whole number from 1 up"),
+    (["rafdb", "."], {"valid": 0.5}, "rafdb: valid=0.5 is not a whole number from 1 up"),
     (["rafdb", "."], {"noise_rate": 0.2}, "needs a kind of noise"),
 ])
 def test_wrong_arguments(arguments, options, said):
