@@ -74,6 +74,7 @@ class Config:
     # how the given label enters the new one: not at all, mixed in by w (of noisy faces, or of all), or by Bayes' rule
     keep_given: Literal["none", "noisy", "all", "posterior"] = "posterior"
     temperature: float = 2.0  # of the posterior: network and retrieval are one witness, and sure of itself
+    aligned: bool = False  # weigh the classes in the posterior so that all are labelled rightly equally often
 
     def __post_init__(self):
         for name, choices in CHOICES.items():
@@ -143,7 +144,7 @@ CHOICES = {
 AFTER_WARM_UP = (
     "epochs", "split", "interval", "evidence", "tied", "clean_threshold", "contrastive", "contrastive_weight",
     "contrastive_count", "contrastive_temperature", "relabelling", "relabel_weight", "average_precision", "top_k",
-    "sharpness", "keep_given", "temperature",
+    "sharpness", "keep_given", "temperature", "aligned",
 )
 
 # what no other method obeys

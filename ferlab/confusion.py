@@ -15,7 +15,8 @@ from ferlab.errors import FerlabError
 
 
 def label_posterior(
-    opinion: Tensor, given: Tensor, temperature: float = 1.0, iterations: int = 100, tolerance: float = 1e-6
+    opinion: Tensor, given: Tensor, temperature: float = 1.0, aligned: bool = False, iterations: int = 100,
+    tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Posterior of the true class of each face, and the confusion of the labels, by expectation-maximisation.
 
@@ -31,9 +32,14 @@ def label_posterior(
     classes = opinion.shape[1]
     labels = F.one_hot(given, classes).double()
     confusion = labels.new_full((classes, classes), 1 / classes)  # of labels that say nothing
+    weight = labels.new_ones(classes)
     for _ in range(iterations):
-        counts = posterior_under(confusion, opinion, given).T @ labels + 1
-        former, confusion = confusion, counts / counts.sum(1, keepdim=True)
+        counts = posterior_under(confusion, opinion, given).T @ labels
+        if aligned:
+            right, everybody = counts.diagonal(), counts.diagonal().sum() / counts.sum()
+            weight = weight * ((right + everybody) / (counts.sum(1) + 1) / everybody).sqrt()  # one more, as everybody's
+            weight = weight / weight.max()
+        former, confusion = confusion, weight[:, None] * (counts + 1) / (counts + 1).sum(1, keepdim=True)
         if (confusion - former).abs().max() < tolerance:
             break
     return posterior_under(confusion, opinion, given, temperature), confusion

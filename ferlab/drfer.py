@@ -207,7 +207,8 @@ class DRFERMethod(Method):
         soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                        config.sharpness)
         if config.keep_given == "posterior":
-            soft, self.confusion = label_posterior(collected.logits.softmax(1) * soft, self.given, config.temperature)
+            soft, self.confusion = label_posterior(
+                collected.logits.softmax(1) * soft, self.given, config.temperature, config.aligned)
             self.judge(judged, soft.gather(1, self.given[:, None])[:, 0])
         self.new_targets[rows] = with_given(
             soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)

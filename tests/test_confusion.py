@@ -38,6 +38,24 @@ def test_a_label_that_raters_confuse_says_less():
     assert never[2] > often[0] > 0.5  # "0" may well be a 2; "2" is hardly ever a 0
 
 
+def test_aligned_classes_are_labelled_rightly_equally_often():
+    """An opinion that leans to the frequent class finds the shares of the classes again, and more right labels."""
+    rng = np.random.default_rng(0)
+    prior, leaning = np.array([0.6, 0.3, 0.1]), np.array([0.85, 0.13, 0.02])
+    truth = rng.choice(3, size=6000, p=prior)
+    given = torch.from_numpy(np.where(rng.random(6000) < 0.7, truth, (truth + rng.integers(1, 3, 6000)) % 3))
+    features = 1.5 * np.eye(3)[truth] + rng.normal(0, 1, (6000, 3))
+    opinion = torch.from_numpy(1.5 * features + np.log(leaning)).softmax(1)
+    biased, _ = label_posterior(opinion, given)
+    aligned, confusion = label_posterior(opinion, given, aligned=True)
+    assert np.allclose(aligned.mean(0), np.bincount(truth) / 6000, atol=0.02)
+    assert biased.mean(0)[2] < 0.8 * prior[2]
+    assert (aligned.argmax(1).numpy() == truth).mean() > (biased.argmax(1).numpy() == truth).mean() + 0.01
+    rows = confusion / confusion.sum(1, keepdim=True)
+    assert np.allclose(rows.diagonal(), 0.7, atol=0.02)
+    assert torch.allclose(posterior_under(confusion, opinion, given), aligned)  # the weights are in it
+
+
 def test_the_posterior_is_bayes_rule():
     confusion = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
     posterior = posterior_under(confusion, torch.tensor([[0.3, 0.7]]), torch.tensor([0]))
@@ -47,16 +65,16 @@ def test_the_posterior_is_bayes_rule():
 
 
 @settings(deadline=None, max_examples=60)
-@drawn(st.integers(1, 40), st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([0.0, 1.0, 30.0]))
-def test_rows_are_distributions_whatever_comes(count, classes, seed, sharp):
+@drawn(st.integers(1, 40), st.integers(1, 6), st.integers(0, 10_000), st.sampled_from([0.0, 1.0, 30.0]), st.booleans())
+def test_rows_are_distributions_whatever_comes(count, classes, seed, sharp, aligned):
     rng = np.random.default_rng(seed)
     given = torch.from_numpy(rng.integers(classes, size=count))
     opinion = torch.from_numpy(rng.random((count, classes)) ** sharp)
     order = torch.from_numpy(rng.permutation(count))
-    posterior, confusion = label_posterior(opinion, given)
-    for rows in (posterior, confusion):
+    posterior, confusion = label_posterior(opinion, given, aligned=aligned)
+    for rows in (posterior, confusion / confusion.sum(1, keepdim=True)):
         assert (rows >= 0).all() and torch.allclose(rows.sum(1), torch.ones(len(rows), dtype=torch.double))
-    again, same = label_posterior(opinion[order], given[order])
+    again, same = label_posterior(opinion[order], given[order], aligned=aligned)
     assert torch.allclose(again, posterior[order], atol=1e-6) and torch.allclose(same, confusion, atol=1e-6)
 
 
