@@ -25,6 +25,9 @@ def label_posterior(
 
     opinion: [N, C], not negative: how much each face looks like each class, without a look at its given label; rows
     need not sum to 1. given: int [N] in [0, C). Returns float64 [N, C] and [C, C], P(given | true).
+    aligned: weigh the classes' opinions so that all classes are labelled rightly equally often (ours); the confusion's
+    rows are then multiplied by the weights, at most 1. For a network leans towards what it sees often, which then seems
+    to be labelled wrongly more than the rest. Not for annotators who know some classes much better than others.
     Raises FerlabError if they do not match.
     """
     if opinion.ndim != 2 or len(opinion) != len(given):

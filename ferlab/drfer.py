@@ -74,7 +74,7 @@ class DRFERMethod(Method):
     Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
 
     clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far;
-    confusion: [C, C], P(given | true), where ``keep_given`` is "posterior".
+    confusion: [C, C], P(given | true), where ``keep_given`` is "posterior" (rows weighed if ``aligned``).
     """
 
     clean_probability: Tensor
