@@ -301,10 +301,12 @@ def frame(results: list[dict]) -> pandas.DataFrame:
 
 
 def _obeyed(settings: dict) -> dict:
-    """The settings but the seed; of a method other than DR-FER, without those that only DR-FER obeys."""
+    """The settings but the seed, one that a result predates at its default; of a method other than DR-FER, without
+    those that only DR-FER obeys."""
     from ferlab.config import DRFER_ONLY, Config
 
-    if settings.get("method", "drfer") == "drfer":
+    settings = vars(Config()) | settings
+    if settings["method"] == "drfer":
         return {key: value for key, value in settings.items() if key != "seed"}
     known = vars(Config()).keys() - {"seed", *DRFER_ONLY}
     return {key: value for key, value in settings.items() if key in known}

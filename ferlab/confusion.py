@@ -39,8 +39,10 @@ def label_posterior(
     for _ in range(iterations):
         counts = posterior_under(confusion, opinion, given).T @ labels
         if aligned:
-            right, everybody = counts.diagonal(), counts.diagonal().sum() / counts.sum()
-            weight = weight * ((right + everybody) / (counts.sum(1) + 1) / everybody).sqrt()  # one more, as everybody's
+            right = counts.diagonal()
+            rate = right.sum() / len(given)
+            of_class = (right + rate) / (counts.sum(1) + 1)  # as if each had one label more, as right as everybody's
+            weight = weight * (of_class / rate).sqrt()
             weight = weight / weight.max()
         former, confusion = confusion, weight[:, None] * (counts + 1) / (counts + 1).sum(1, keepdim=True)
         if (confusion - former).abs().max() < tolerance:

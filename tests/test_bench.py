@@ -192,6 +192,14 @@ def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
     assert set(frame(plain).seeds) == {1}
 
 
+def test_a_result_that_predates_a_setting_had_its_default():
+    older, newer = (result(seed=seed) | {"settings": {"epochs": 1, "seed": seed}} for seed in (0, 1))
+    newer["settings"]["aligned"] = False
+    assert set(frame([older, newer]).seeds) == {2}
+    newer["settings"]["aligned"] = True
+    assert set(frame([older, newer]).seeds) == {1}
+
+
 def measured(**changes):
     """A result with the settings that it was measured with."""
     made = result(**changes)
