@@ -25,7 +25,7 @@ from ferlab.confusion import label_posterior
 from ferlab.data import FaceSet, Splits
 from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
-from ferlab.retrieval import class_average_precision, relabel
+from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel
 from ferlab.runs import write_json, write_whole
 from ferlab.training import Trainer, train
 
@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from ferlab.plots import Picture
 
 
+NEIGHBOURS = 10  # kept of each face
+
 @dataclass(frozen=True, eq=False)
 class Audit:
     """What was found of N faces, in their order.
 
     given: int [N]; probability: [N, C] and average_precision: [N, C], both of a network that did not see the face.
+    neighbours: int [N, 10], the faces nearest to it among those that network trained on and believes, nearest first,
+    -1 = no more; fold: int [N], which network.
     """
 
     names: np.ndarray
@@ -47,16 +51,27 @@ class Audit:
     given: np.ndarray
     probability: np.ndarray
     average_precision: np.ndarray
+    neighbours: np.ndarray
+    fold: np.ndarray
 
     @cached_property
+    def _posterior(self) -> tuple[torch.Tensor, torch.Tensor]:
+        opinion = torch.from_numpy(self.probability).double() * relabel(self.average_precision)
+        return label_posterior(opinion, torch.from_numpy(self.given))
+
+    @property
     def soft_label(self) -> np.ndarray:
         """Posterior of the true class, float64 [N, C]; rows sum to 1.
 
         Of the powers 0.5, 1, 1.5, 2 and 4 of the average precisions, 1 set most labels of FER2013's validation split
         right: 73.3 %, of 67.0 before.
         """
-        opinion = torch.from_numpy(self.probability).double() * relabel(self.average_precision)
-        return label_posterior(opinion, torch.from_numpy(self.given))[0].numpy()
+        return self._posterior[0].numpy()
+
+    @property
+    def confusion(self) -> torch.Tensor:
+        """P(given | true), as estimated, float64 [C, C]."""
+        return self._posterior[1]
 
     @cached_property
     def _others(self) -> np.ndarray:
@@ -126,6 +141,7 @@ def audit(
     _check_same(directory, {"faces": faces.fingerprint, "folds": folds, "settings": asdict(config)})
     fold = fold_of(faces.labels, folds, config.seed)
     probability, precision = (np.zeros((len(faces), len(faces.classes)), np.float32) for _ in range(2))
+    neighbours = np.full((len(faces), NEIGHBOURS), -1)
     for k in range(folds):
         file = directory / f"fold_{k}.npz"
         if not file.is_file():
@@ -135,6 +151,8 @@ def audit(
         try:
             with np.load(file, allow_pickle=False) as saved:
                 probability[fold == k], precision[fold == k] = saved["probability"], saved["average_precision"]
+                nearest = np.flatnonzero(fold != k)[saved["neighbours"]]
+                neighbours[fold == k, : nearest.shape[1]] = nearest
         except Exception as error:  # whatever a damaged file makes of its reader
             raise FerlabError(f"{file} cannot be read ({type(error).__name__}): delete it and audit again.") from error
         agree = (probability.argmax(1) == faces.labels)[fold == k].mean()
@@ -143,7 +161,7 @@ def audit(
     if agree < most + 0.1:
         tell(f"The networks have hardly learned from these {len(faces):,} faces ({100 * most:.1f} % are of one class): "
              "do not trust the list; train longer (--set epochs=...) or give more faces.")
-    return Audit(names, faces.classes, faces.labels, probability, precision)
+    return Audit(names, faces.classes, faces.labels, probability, precision, neighbours, fold)
 
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -154,7 +172,8 @@ def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
-    """Probabilities and class average precisions, [M, C] each, of faces that the trainer's network has not seen.
+    """Of faces that the trainer's network has not seen, probabilities and class average precisions, [M, C] each, and
+    neighbours, the nearest gallery faces' rows among the trainer's training faces, int [M, <= 10].
 
     The gallery is of the faces it was trained on, without those whose label it does not itself give them (ours); of a
     class that would be left without any, all.
@@ -169,11 +188,13 @@ def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
     precision = class_average_precision(
         found.embedding, seen.embedding[agreed], given[agreed], len(unseen.classes), config.top_k,
         balanced=config.average_precision == "balanced", chance_corrected=config.average_precision == "chance")
-    return {"probability": found.logits.softmax(1).cpu().numpy(), "average_precision": precision.cpu().numpy()}
+    nearest = nearest_neighbours(found.embedding, seen.embedding[agreed], NEIGHBOURS)
+    return {"probability": found.logits.softmax(1).cpu().numpy(), "average_precision": precision.cpu().numpy(),
+            "neighbours": agreed.nonzero()[:, 0][nearest].cpu().numpy()}
 
 
 def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) -> dict[str, Path]:
-    """suspicious.csv (``table``), suspicious.png (``contact_sheet``), audit.npz, and corrected.csv, the suggested
+    """suspicious.csv (``table``), suspicious.png (``contact_sheet``), audit.npz, and suggested.csv, the suggested
     labels where the given one is more likely wrong than right, as training takes them; all in ``directory``.
 
     The picture shows the data set's own faces: whether it may be passed on is a question of the data set's terms.
@@ -182,12 +203,13 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
     paths = {kind: directory / f"{'audit' if kind == 'npz' else 'suspicious'}.{kind}" for kind in ("csv", "png", "npz")}
     picture = found.contact_sheet(faces, count).png()
     arrays = {"names": found.names, "classes": np.array(found.classes), "given": found.given,
-              "probability": found.probability, "average_precision": found.average_precision}
+              "probability": found.probability, "average_precision": found.average_precision,
+              "neighbours": found.neighbours, "fold": found.fold}
     if faces.truth is not None:
         arrays["truth"] = faces.truth  # for benchmarks/audit.py
     suspected = found.suspected
     suggested = np.array(found.classes)[found.suggested[suspected]]
-    paths["labels"] = directory / "corrected.csv"
+    paths["labels"] = directory / "suggested.csv"
     write_labels(paths["labels"], dict(zip(found.names[suspected].tolist(), suggested.tolist())))
     write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))
@@ -205,7 +227,7 @@ def read(directory: str | Path) -> tuple[Audit, np.ndarray | None]:
         with np.load(file, allow_pickle=False) as saved:
             state = dict(saved)
         found = Audit(state["names"], tuple(map(str, state["classes"])), state["given"], state["probability"],
-                      state["average_precision"])
+                      state["average_precision"], state["neighbours"], state["fold"])
     except Exception as error:
         raise FerlabError(f"{file} holds no audit ({type(error).__name__}): make one with ferlab audit.") from error
     return found, state.get("truth")

@@ -391,7 +391,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     config = profile(profile_, **{"method": method, "seed": seed, **dict(parse_setting(text) for text in settings)})
 
     from ferlab import audit as auditing
-    from ferlab import benchmarks, training
+    from ferlab import benchmarks, runs, training
 
     training.method_class(config.method)
     numbers = parse_options(options)
@@ -404,6 +404,10 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         raise FerlabError(f"{root or name} has no {split} faces to judge.")
     click.echo(_split_line(split, faces))
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
+    runs.write_json(directory / "data.json", {  # so that it can be explored
+        "data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule or "majority",
+        "skip_bad": skip_bad, "noise": noise, "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed,
+        "options": numbers, "split": split})
     paths = auditing.write(found, faces, directory, count)
     click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
     quality = {} if faces.truth is None else found.quality(faces.truth)
@@ -412,8 +416,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"AUROC {quality['auroc']:.3f}, average precision {quality['average_precision']:.3f}; "
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
-    click.echo(f"Next: look at both, take wrong rows out of {paths['labels']}, and train on the rest with "
-               f"ferlab train --labels {paths['labels']}")
+    click.echo(f"Next: decide one by one with ferlab explore --run {directory}; or take wrong rows out of "
+               f"{paths['labels']}, and train on the rest with ferlab train --labels {paths['labels']}")
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -502,7 +506,7 @@ def counts_table(splits: Splits) -> str:
 
 
 @data.command("apply-decisions")
-@click.option("--run", "directory", metavar="DIR", required=True, help="The run that was explored.")
+@click.option("--run", "directory", metavar="DIR", required=True, help="The run or audit that was explored.")
 @click.option("--decisions", "log", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="What ferlab explore wrote. [default: decisions.csv of the run]")
 @click.option("--data", "name", metavar="NAME", help="Data set. [default: the run's]")
@@ -511,17 +515,16 @@ def counts_table(splits: Splits) -> str:
               help="[default: corrected.csv beside the decisions]")
 def apply_decisions(directory: str, log: Path | None, name: str | None, root: Path | None,
                     output: Path | None) -> None:
-    """Write the labels of a run's training faces, corrected by the decisions about them.
+    """Write the labels of the faces of a run or an audit, corrected by the decisions about them.
 
     A CSV with one row a face: name,label. Train on it with ferlab train --labels FILE.
     """
-    from ferlab import decisions, explorer, runs
+    from ferlab import decisions, explorer
 
-    run = runs.Run.open(directory)
-    path = log or run.directory / "decisions.csv"
+    path = log or Path(directory) / "decisions.csv"
     if not path.is_file():
         raise FerlabError(f"There is no {path}: decide about some faces with ferlab explore --run {directory}.")
-    faces = explorer.training_faces(run, name, root)
+    faces = explorer.judged_faces(directory, name, root)
     made = decisions.DecisionLog(path)
     labels = decisions.corrected_labels(faces, made)
     output = output or path.with_name("corrected.csv")
@@ -537,7 +540,7 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
 # ----------------------------------------------------------------------------------------------------------- explore
 
 @cli.command()
-@click.option("--run", "directory", metavar="DIR", required=True, help="A finished run of drfer.")
+@click.option("--run", "directory", metavar="DIR", required=True, help="A finished run of drfer, or an audit.")
 @click.option("--data", "name", metavar="NAME", help="Data set. [default: the run's]")
 @click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip. [default: the run's]")
 @click.option("--decisions", "log", type=click.Path(path_type=Path, dir_okay=False),
@@ -545,7 +548,7 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
 @click.option("--port", type=click.IntRange(1, 65535), default=8866, show_default=True, help="The next free one.")
 @click.option("--browser/--no-browser", default=True, help="Open it in a browser.")
 def explore(directory: str, name: str | None, root: Path | None, log: Path | None, port: int, browser: bool) -> None:
-    """Look at the faces that a run split off as noisy, and decide about their labels.
+    """Look at the faces that a run split off as noisy or an audit suspects, and decide about their labels.
 
     Serves a page on this machine alone, until Ctrl+C. Every decision is on disk at once.
     """

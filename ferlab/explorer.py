@@ -1,4 +1,4 @@
-"""The explorer: look at the faces that a run split off as noisy, move its settings, and decide about their labels.
+"""The explorer: look at the faces that a run split off as noisy or an audit suspects, and decide about their labels.
 
     from ferlab import explorer
     view = explorer.View(explorer.open_run("runs/full"))   # what is shown, without a widget: a state and pictures of it
@@ -6,7 +6,8 @@
     view.card()
     explorer.Explorer(view)                                # the same with controls, in a notebook
 
-``ferlab explore --run runs/full`` serves it as a page. All of it is ours.
+``ferlab explore --run runs/full`` serves it as a page. A run's settings can be moved, and the new labels follow; an
+audit's networks do not share an embedding, so that only its threshold can. All of it is ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ import torch
 import traitlets
 from PIL import Image
 
-from ferlab import benchmarks, plots
+from ferlab import audit, benchmarks, plots
 from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
@@ -54,11 +55,13 @@ PATIENCE = 0.25  # seconds that retrieval may hold up what is shown
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """What a run knows of its N training faces, as ``runs.Run.state("train")`` and its network tell.
+    """What a run knows of its N training faces, as ``runs.Run.state("train")`` and its network tell, or an audit of
+    the N faces that it judged.
 
     clean_probability, loss: [N]; average_precision, probability: [N, C]; embedding: [N, D]; history: [E, N];
-    trained: [N, C], the soft labels of the training's last epochs, which came from the embedding of that time;
-    confusion: [C, C], P(given | true).
+    confusion: [C, C], P(given | true); network_of: the network that judged a face, by its row.
+    nearest: int [N, K], of an audit: each face's nearest clean faces, -1 = no more. It has no embedding (D = 0) and no
+    history (E = 0).
     """
 
     faces: FaceSet
@@ -69,10 +72,10 @@ class Suspects:
     average_precision: np.ndarray
     embedding: torch.Tensor
     history: np.ndarray
-    trained: np.ndarray
     probability: np.ndarray
     confusion: torch.Tensor
-    network: DRFER | None = None
+    network_of: Callable[[int], DRFER | None] = lambda row: None
+    nearest: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -115,63 +118,96 @@ class Suspects:
         return ClassMixture(scope, self.config.tied).fit(self.evidence, self.faces.labels).mixtures
 
     def attention(self, row: int) -> np.ndarray | None:
-        """The highest of the network's attention maps on a face, [h, w] in [0, 1]."""
-        if self.network is None:
+        """The highest of the network's attention maps on a face, [h, w] in [0, 1]; None without a network."""
+        network = self.network_of(row)
+        if network is None:
             return None
-        device = next(self.network.parameters()).device
-        image = standardise(torch.from_numpy(np.array(self.faces.images[[row]])).to(device), self.network.size)
+        device = next(network.parameters()).device
+        image = standardise(torch.from_numpy(np.array(self.faces.images[[row]])).to(device), network.size)
         with torch.no_grad():
-            return self.network(image).attention[0].amax(0).float().cpu().numpy()
+            return network(image).attention[0].amax(0).float().cpu().numpy()
 
 
 def open_run(directory: str | Path, faces: FaceSet | None = None, name: str | None = None,
              root: str | Path | None = None, progress: bool | None = None) -> Suspects:
-    """A finished run and its training faces.
+    """A finished run and its training faces, or an audit and its faces.
 
-    faces: the training faces; by default they are read as the run's data.json tells, with ``name`` and ``root`` instead
-    of its data set and root if given. Raises FerlabError if the run is not finished, its method does not split its
-    faces, or the faces are not those it was trained on.
+    faces: the faces; by default they are read as data.json there tells, with ``name`` and ``root`` instead of its data
+    set and root if given. Raises FerlabError if the run is not finished, its method does not split its faces, or the
+    faces are others than it was made with.
     """
+    if _is_audit(directory):
+        return _open_audit(Path(directory), judged_faces(directory, name, root, progress) if faces is None else faces)
     run = Run.open(directory)
     state, config = run.state("train"), run.config
     lacking = {"clean_probability", "average_precision", "embedding", "soft_label", "loss_history"} - set(state)
     if lacking:
-        raise FerlabError(f"{directory} has no suspected faces (method {config.method}): explore a run of drfer.")
-    faces = training_faces(run, name, root, progress) if faces is None else faces
+        raise FerlabError(f"{directory} has no suspected faces (method {config.method}): explore a run of drfer, or "
+                          "an audit.")
+    faces = judged_faces(directory, name, root, progress) if faces is None else faces
     method = run.read_checkpoint().get("method", {})
     given, confusion = method.get("given"), method.get("confusion", torch.eye(len(faces.classes)).double())
-    if given is None or len(given) != len(faces) or (given.numpy() != faces.labels).any():
-        raise FerlabError(f"These are not the training faces of {directory}: give the data set, options and noise that "
-                          "it was trained with.")
+    _check_faces(directory, faces, np.zeros(0) if given is None else given.numpy())
     recogniser = Recogniser.from_run(directory)
     return Suspects(
         faces, config, Path(directory), state["clean_probability"], state["loss"], state["average_precision"],
         torch.from_numpy(state["embedding"]).float().to(recogniser.device), state["loss_history"],
-        state["soft_label"], state["probability"], confusion, recogniser.network)
+        state["probability"], confusion, lambda row: recogniser.network)
 
 
-def training_faces(run: Run, name: str | None = None, root: str | Path | None = None,
-                   progress: bool | None = None) -> FaceSet:
-    """The training faces of a run that ``ferlab train`` made, with its noise and labels; see ``open_run``."""
+def _open_audit(directory: Path, faces: FaceSet) -> Suspects:
+    found, _ = audit.read(directory)
+    _check_faces(directory, faces, found.given)
+
+    @cache
+    def network(fold: int) -> DRFER | None:
+        trained = directory / f"fold_{fold}"
+        return Recogniser.from_run(trained).network if (trained / "checkpoint.pt").is_file() else None
+
+    nobody = np.zeros((0, len(faces)), np.float32)
+    return Suspects(
+        faces, Config(sharpness=1, temperature=1), directory, 1 - found.score,  # as Audit.soft_label is made
+        -np.log(found.probability[np.arange(len(faces)), found.given].clip(1e-12)), found.average_precision,
+        torch.from_numpy(nobody.T), nobody, found.probability, found.confusion,
+        lambda row: network(int(found.fold[row])), found.neighbours)
+
+
+def _is_audit(directory: str | Path) -> bool:
+    return (Path(directory) / "audit.json").is_file()
+
+
+def _check_faces(directory: str | Path, faces: FaceSet, given: np.ndarray) -> None:
+    if not np.array_equal(given, faces.labels):
+        raise FerlabError(f"These are not the faces of {directory}: give the data set, options and noise that it was "
+                          "made with.")
+
+
+def judged_faces(directory: str | Path, name: str | None = None, root: str | Path | None = None,
+                 progress: bool | None = None) -> FaceSet:
+    """The training faces of a run that ``ferlab train`` made, with its noise and labels, or those of an audit; see
+    ``open_run``."""
+    directory = Path(directory)
+    seed = None if _is_audit(directory) else Run.open(directory).config.seed
     try:
-        record = json.loads((run.directory / "data.json").read_text())
+        record = json.loads((directory / "data.json").read_text())
     except FileNotFoundError:
         record = {}
     except ValueError as error:
-        raise FerlabError(f"{run.directory / 'data.json'} is damaged: train again.") from error
+        raise FerlabError(f"{directory / 'data.json'} is damaged: make the run or the audit again.") from error
     name = name or record.get("data")
     if name is None:
-        raise FerlabError(f"{run.directory} does not tell its data set, as it was not made by ferlab train: open it "
-                          "in Python, with explorer.open_run(directory, faces).")
-    holdout, noise = record.get("holdout", 0.0), record.get("noise")
+        raise FerlabError(f"{directory} does not tell its data set, as it was not made by ferlab train or audit: open "
+                          "it in Python, with explorer.open_run(directory, faces).")
+    holdout, noise, split = record.get("holdout", 0.0), record.get("noise"), record.get("split", "train")
     faces = benchmarks.load(
         name, root or record.get("root"), rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
-        holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0, noise_seed=run.config.seed,
-        splits=benchmarks.SPLITS if holdout else ("train",), progress=progress, **record.get("options", {})).train
+        holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
+        noise_seed=record.get("noise_seed", seed), splits=benchmarks.SPLITS if holdout else (split,), progress=progress,
+        **record.get("options", {}))._asdict()[split]
     if faces is None:
-        raise FerlabError(f"{root or record.get('root') or name} has no training faces: give --root.")
+        raise FerlabError(f"{root or record.get('root') or name} has no {split} faces: give --root.")
     if record.get("labels"):
-        faces = with_labels(faces, read_labels(run.directory / "labels.csv"), run.directory / "labels.csv")
+        faces = with_labels(faces, read_labels(directory / "labels.csv"), directory / "labels.csv")
     return faces
 
 
@@ -240,7 +276,9 @@ class Relabelling:
         self.margin = np.empty(len(suspects), np.float32)
         self._derive(np.arange(len(suspects)))
         self.gallery = torch.from_numpy(np.flatnonzero(~self.noisy)).to(suspects.embedding.device)
-        self.pending = np.zeros(0, int) if own or not len(self.gallery) else np.flatnonzero(self.noisy)
+        self.pending = np.flatnonzero(self.noisy)
+        if own or not len(self.gallery) or suspects.nearest is not None:
+            self.pending = self.pending[:0]
 
     @property
     def new(self) -> np.ndarray:
@@ -277,6 +315,9 @@ class Relabelling:
 
     def neighbours(self, row: int, count: int = NEIGHBOURS) -> np.ndarray:
         """Rows of the nearest clean faces of a noisy face, nearest first, int [<= count]."""
+        if self.suspects.nearest is not None:
+            known = self.suspects.nearest[row, :count]
+            return known[known >= 0]
         if not len(self.gallery):
             return np.zeros(0, int)
         nearest = nearest_neighbours(self.suspects.embedding[[row]], self._gallery_embedding, count + 1)[0]
@@ -473,15 +514,21 @@ class View:
         now.retrieve(np.array([row]))
         faces, given = known.faces, int(known.faces.labels[row])
         nearest = now.neighbours(row)
-        of_class = known.config.split == "class"  # else all classes have one mixture
         with _plain_text():
             return plots.suspect_card(
                 np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
                 now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
-                faces.labels[nearest], known.history[:, row], self._class_history(given), known.collected,
-                float(known.evidence[row]), known.evidence[known.faces.labels == given] if of_class else known.evidence,
-                known.mixtures.get(given), f"given {faces.classes[given]}" if of_class else "all classes",
-                self.evidence_name)
+                faces.labels[nearest], **({} if known.nearest is not None else self._split_of(row)))
+
+    def _split_of(self, row: int) -> dict[str, Any]:
+        """How a run came to split a face off."""
+        known, given = self.suspects, int(self.suspects.faces.labels[row])
+        of_class = known.config.split == "class"  # else all classes have one mixture
+        return {
+            "history": known.history[:, row], "class_history": self._class_history(given), "epochs": known.collected,
+            "loss": float(known.evidence[row]), "mixture": known.mixtures.get(given), "evidence": self.evidence_name,
+            "losses": known.evidence[known.faces.labels == given] if of_class else known.evidence,
+            "whose": f"given {known.faces.classes[given]}" if of_class else "all classes"}
 
     def _class_history(self, given: int) -> np.ndarray:
         """Quartiles of the losses of a given class over the collections, [E, 3]."""
@@ -504,8 +551,9 @@ class View:
         now, known = self.relabelling, self.suspects
         noisy = now.noisy
         changed = int((now.new != known.faces.labels)[noisy].sum())
-        return (f"{len(known):,} training faces, {int(noisy.sum()):,} split off as noisy, {changed:,} of them with "
-                f"another label; {len(self.rows):,} shown, {len(self.log.current):,} decided")
+        faces, why = ("training faces", "split off as noisy") if known.nearest is None else ("faces", "suspected")
+        return (f"{len(known):,} {faces}, {int(noisy.sum()):,} {why}, {changed:,} of them with another label; "
+                f"{len(self.rows):,} shown, {len(self.log.current):,} decided")
 
 
 def sheet(images: Sequence[np.ndarray] | np.ndarray, side: int = SIDE, columns: int = COLUMNS) -> bytes:
@@ -673,6 +721,8 @@ class Explorer(widgets.VBox):
         self.place = widgets.HTML()
         self.gallery.on_msg(self._heard)
 
+        if view.suspects.nearest is not None:
+            self.average_precision.layout.display = self.top_k.layout.display = "none"
         known_truth = faces.truth is not None and bool((faces.truth >= 0).any())
         self.reference.layout.display = None if known_truth else "none"
         keys = ("<kbd>a</kbd> accept <kbd>k</kbd> keep <kbd>s</kbd> skip <kbd>u</kbd> undo <kbd>1</kbd>…<kbd>9</kbd> "
@@ -889,7 +939,8 @@ def _row(*children: widgets.Widget) -> widgets.HBox:
 
 def serve(directory: str | Path, name: str | None = None, root: str | Path | None = None,
           decisions: str | Path | None = None, port: int = 8866, ready: Callable[[str], Any] = print) -> None:
-    """Serve the explorer of a run as a page on this machine alone (127.0.0.1, behind a token) until interrupted.
+    """Serve the explorer of a run or an audit as a page on this machine alone (127.0.0.1, behind a token) until
+    interrupted.
 
     decisions: the CSV, by default decisions.csv of the run. port: where the search for a free port begins.
     ready: is told the address once the page is there. Each visitor has a kernel, and all write to one log.

@@ -458,8 +458,9 @@ def _look_up(record: Mapping[str, Any], path: str) -> float | None:
 @_styled
 def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Sequence[str], given: int,
                  soft: np.ndarray, precision: np.ndarray, votes: np.ndarray | None, neighbours: Any,
-                 neighbour_labels: np.ndarray, history: np.ndarray, class_history: np.ndarray, epochs: Sequence[int],
-                 loss: float, losses: np.ndarray, mixture: TwoGaussians | None, whose: str = "all classes",
+                 neighbour_labels: np.ndarray, history: np.ndarray | None = None,
+                 class_history: np.ndarray | None = None, epochs: Sequence[int] = (), loss: float = 0.0,
+                 losses: np.ndarray | None = None, mixture: TwoGaussians | None = None, whose: str = "all classes",
                  evidence: str = "loss") -> Picture:
     """All that is known of one suspected face.
 
@@ -467,14 +468,16 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     soft, precision, votes: [C], its new soft label, class AP and raters' votes (None = not known).
     neighbours: images of its nearest clean faces, nearest first; neighbour_labels: int, their classes.
     history: [E], its losses after ``epochs``; class_history: [E, 3], quartiles of its class's. loss: the evidence it
-    was split by; losses: [n], that of the faces of its mixture (None = not split), drawn as in ``loss_histogram``;
-    whose: these faces in words.
+    was split by; losses: [n], that of the faces of its ``mixture`` (None = not split), drawn as in ``loss_histogram``;
+    whose: these faces in words. Without history and losses their part is left out.
     """
-    figure = Picture(figsize=(8.6, 6.3))
+    left_out = 2.1 if history is None or class_history is None or losses is None else 0.0
+    high = 6.3 - left_out
+    figure = Picture(figsize=(8.6, high))
     colours, new = class_colours(classes), int(np.argmax(soft))
 
     def place(left: float, bottom: float, width: float, height: float, **options: Any) -> Axes:
-        return figure.add_axes((left / 8.6, bottom / 6.3, width / 8.6, height / 6.3), **options)
+        return figure.add_axes((left / 8.6, (bottom - left_out) / high, width / 8.6, height / high), **options)
 
     def title(axes: Axes, text: str, loc: Literal["left", "center"] = "center") -> None:
         axes.set_title(text, fontsize=11, pad=4, loc=loc, y=1)  # left to itself, matplotlib measures all ticks first
@@ -516,6 +519,9 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
                         interpolation="nearest" if side <= 64 else None)
             axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
             axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
+
+    if history is None or class_history is None or losses is None:
+        return figure
 
     axes = place(0.75, 0.5, 3.15, 1.25)
     if len(history):

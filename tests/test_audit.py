@@ -28,13 +28,15 @@ CLASSES = ("high", "middle", "low")
 def found_by_hand():
     probability = np.float32([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]])
     precision = np.float32([[0.6, 0.3, 0.1], [0.2, 0.9, 0.1], [0.2, 0.6, 0.2]])
-    return Audit(np.array(["a", "b", "c"]), CLASSES, np.array([0, 0, 2]), probability, precision)
+    return Audit(np.array(["a", "b", "c"]), CLASSES, np.array([0, 0, 2]), probability, precision,
+                 np.int64([[1, 2], [0, -1], [0, 1]]), np.array([0, 1, 0]))
 
 
 def test_scores_by_hand():
     found = found_by_hand()
     opinion = found.probability * relabel(found.average_precision).numpy()
-    posterior, _ = label_posterior(torch.from_numpy(opinion), torch.from_numpy(found.given))
+    posterior, confusion = label_posterior(torch.from_numpy(opinion), torch.from_numpy(found.given))
+    assert np.allclose(found.confusion, confusion)
     assert np.allclose(found.soft_label, posterior) and np.allclose(found.soft_label.sum(1), 1)
     assert np.allclose(found.score, 1 - posterior[np.arange(3), found.given].numpy())
     assert found.suggested.tolist() == [1, 1, 1]  # never the given class
@@ -84,7 +86,10 @@ def test_the_gallery_is_of_faces_whose_label_the_network_gives_them(monkeypatch)
     kept = (logits.argmax(1) == given) | (given == 2)
     expected = class_average_precision(two, one[kept], given[kept], 3, balanced=True)
     assert 0 < kept.sum() < 30
-    assert np.allclose(judge(trainer, unseen)["average_precision"], expected)
+    judged = judge(trainer, unseen)
+    assert np.allclose(judged["average_precision"], expected)
+    similarity = np.where(kept, two @ one.T, -2)
+    assert np.array_equal(judged["neighbours"], np.argsort(-similarity, axis=1)[:, :10])
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,9 @@ def test_the_list_the_picture_and_the_arrays(audited):
         assert picture.width > 8 * 60 and picture.height > 2 * 60
     again, truth = read(directory)
     assert np.array_equal(again.score, found.score) and np.array_equal(truth, faces.truth)
+    assert np.array_equal(again.neighbours, found.neighbours)
+    assert np.array_equal(again.fold, fold_of(faces.labels, 2, 0))
+    assert (found.fold[found.neighbours] != found.fold[:, None]).all()  # of those that the network was trained on
     with pytest.raises(FerlabError, match="holds no audit"):
         read(directory / "nowhere")
 
@@ -173,8 +181,8 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     assert (tmp_path / "suspicious.png").is_file()
     table = pd.read_csv(tmp_path / "suspicious.csv")
     suspected = table[table.score > 0.5]
-    corrected = read_labels(tmp_path / "corrected.csv")  # as ferlab train --labels does
-    assert corrected == dict(zip(suspected.name, suspected.suggested, strict=True)) and corrected
+    suggested = read_labels(tmp_path / "suggested.csv")  # as ferlab train --labels does
+    assert suggested == dict(zip(suspected.name, suspected.suggested, strict=True)) and suggested
     assert ferlab(*command).out == outcome.out  # nothing is trained again
     told = ferlab(*command[:-1], tmp_path, "--split", "valid", "--noise", "symmetric")
     assert told.code == 2 and "another directory" in told.err

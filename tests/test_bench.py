@@ -26,8 +26,7 @@ from ferlab.bench import (
     update_readme,
 )
 from ferlab.errors import FerlabError
-from ferlab.explorer import training_faces
-from ferlab.runs import Run
+from ferlab.explorer import judged_faces
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
@@ -102,7 +101,7 @@ def test_the_run_of_a_cell_can_be_explored(tmp_path):
     path = grid_file(tmp_path, seeds=[0], schedules={"one": {"epochs": 1}}, noise=[["annotators", 0.3]])
     (name,) = run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
     (made,) = read_results(tmp_path / "results")
-    faces = training_faces(Run.open(tmp_path / "runs" / name))
+    faces = judged_faces(tmp_path / "runs" / name)
     assert len(faces) == 48 and faces.noise == made["achieved"]
 
 

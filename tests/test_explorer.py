@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from ferlab import explorer
+from ferlab import audit, explorer
 from ferlab.config import Config
 from ferlab.data import FaceSet
-from ferlab.decisions import DecisionLog
+from ferlab.decisions import DecisionLog, read_labels
 from ferlab.errors import FerlabError
 from ferlab.explorer import Explorer, Filter, Relabelling, Settings, Suspects, View, choose
 from ferlab.retrieval import class_average_precision
@@ -60,7 +60,7 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16, keep_given: 
         votes=rng.integers(1, 5, size=(count, len(CLASSES))),
         names=np.array([f"train/{i:05d}.png" for i in range(count)]))
     return Suspects(faces, config, Path("toy"), w, loss, precision, embedding, loss + rng.random((4, count)) / 9,
-                    np.eye(len(CLASSES))[given], rng.dirichlet(np.ones(len(CLASSES)), count),
+                    rng.dirichlet(np.ones(len(CLASSES)), count),
                     torch.from_numpy(0.6 * np.eye(len(CLASSES)) + 0.1))
 
 
@@ -461,7 +461,7 @@ def run(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "ferlab.cli", *map(str, command)], check=True, capture_output=True)
     from ferlab.runs import Run
 
-    faces = explorer.training_faces(Run(directory))
+    faces = explorer.judged_faces(directory)
     state = Run(directory).state("train")
     state["clean_probability"] = np.where(faces.labels != faces.truth, 0.1, 0.9).astype(np.float32)
     Run(directory).write_state("train", state)
@@ -482,7 +482,7 @@ def test_a_run_finds_its_faces(run: Path, toy_faces: Path, tmp_path: Path):
 
 def test_what_is_no_such_run_is_told(run: Path, tmp_path: Path):
     known = explorer.open_run(run)
-    with pytest.raises(FerlabError, match="not the training faces"):
+    with pytest.raises(FerlabError, match="not the faces of"):
         explorer.open_run(run, known.faces.subset(slice(1, None)))
     with pytest.raises(FerlabError, match="holds no run"):
         explorer.open_run(tmp_path)
@@ -519,6 +519,57 @@ def test_decisions_become_the_labels_of_the_next_training(run: Path, toy_faces: 
     others = np.setdiff1d(np.arange(96), looked)
     assert (again.faces.labels[others] == view.suspects.faces.labels[others]).all()
     assert not DecisionLog(run / "decisions.csv").rows
+
+
+# ---------------------------------------------------------------------------------------------------------- an audit
+
+@pytest.fixture(scope="module")
+def audited(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An audit of toy faces, a quarter of them with a wrong label."""
+    directory = tmp_path_factory.mktemp("audits") / "toy"
+    command = ["audit", "--data", "folder", "--root", toy_faces, "--out", directory, "--profile", "smoke", "--folds", 2,
+               "--noise", "symmetric", "--noise-rate", 0.25, "--set", "epochs=4", "--set", "batch_size=8", "--seed", 3]
+    subprocess.run([sys.executable, "-m", "ferlab.cli", *map(str, command)], check=True, capture_output=True)
+    return directory
+
+
+def test_an_audit_is_explored_as_a_run_is(audited: Path, tmp_path: Path):
+    found, truth = audit.read(audited)
+    known = explorer.open_run(audited)
+    assert np.array_equal(known.faces.labels, found.given) and np.array_equal(known.faces.truth, truth)
+    widget = Explorer(View(known, tmp_path / "log.csv"))
+    view, now = widget.view, widget.view.relabelling
+    assert np.array_equal(now.noisy, found.suspected) and len(view.rows) == found.suspected.sum() > 5
+    assert np.allclose(now.soft, found.soft_label, atol=1e-6)
+    assert np.array_equal(view.rows, np.argsort(-found.score, kind="stable")[:len(view.rows)])  # as suspicious.csv
+    assert now.neighbours(int(view.rows[0])).tolist() == found.neighbours[view.rows[0], :8].tolist()
+    assert "suspected" in view.summary and widget.top_k.layout.display == "none"
+    one, two = (known.attention(int(np.flatnonzero(found.fold == k)[0])) for k in (0, 1))
+    assert one is not None and two is not None and not np.allclose(one, two)
+    assert len(view.card().axes) == 5  # face, attention, soft label, AP, neighbours: neither losses nor mixture
+    widget.threshold.value = 0.9
+    assert np.array_equal(view.relabelling.noisy, 1 - found.score < 0.9) and not len(view.relabelling.pending)
+    shutil.copytree(audited, tmp_path / "kept", ignore=shutil.ignore_patterns("fold_?"))
+    assert explorer.open_run(tmp_path / "kept").attention(0) is None
+
+
+def test_what_is_decided_about_an_audit_becomes_labels(audited: Path, tmp_path: Path, ferlab):
+    view = View(explorer.open_run(audited), tmp_path / "log.csv")
+    first = str(view.suspects.names[view.row])
+    view.decide("accept")
+    output = tmp_path / "corrected.csv"
+    done = ferlab("data", "apply-decisions", "--run", audited, "--decisions", tmp_path / "log.csv", "--output", output)
+    assert done.code == 0 and "1 of 96 faces are decided" in done.out
+    assert read_labels(output)[first] == view.suspects.faces.classes[view.relabelling.new[view.rows[0]]]
+
+
+def test_another_audit_and_other_faces_are_told_apart(audited: Path, tmp_path: Path):
+    faces = explorer.judged_faces(audited)
+    with pytest.raises(FerlabError, match="not the faces of"):
+        explorer.open_run(audited, faces.subset(slice(1, None)))
+    shutil.copytree(audited, tmp_path / "begun", ignore=shutil.ignore_patterns("audit.npz"))
+    with pytest.raises(FerlabError, match="holds no audit"):
+        explorer.open_run(tmp_path / "begun")
 
 
 # --------------------------------------------------------------------------------------------------- a real browser
