@@ -25,7 +25,7 @@ test: $(READY) ## lint, types and tests
 bench: $(READY) ## measure the speed beside other ways (minutes); brackets: times the fastest of its group
 	$(RUN) -m pytest benchmarks/test_speed.py -s --benchmark-sort=name --benchmark-columns=min,median,rounds
 
-figures: $(READY) ## draw every picture of the README and the notebooks into figures/
+figures: $(READY) ## draw the pictures of the rendered faces into figures/
 	$(RUN) -m ferlab.plots
 
 clean: ## remove .venv and the caches of the tools; runs and results stay

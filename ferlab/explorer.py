@@ -541,7 +541,7 @@ class View:
     def evidence_name(self) -> str:
         """What the faces were split by, in words."""
         recent = min(self.suspects.config.smooth_collections, len(self.suspects.history))
-        mean = f", mean of the last {recent} collections" if recent > 1 else ""
+        mean = f" (mean of the last {recent})" if recent > 1 else ""
         return {"loss": f"loss{mean}", "root": f"square root of the loss{mean}", "margin": "negative AP margin",
                 "both": "loss and AP margin"}[self.suspects.config.evidence]
 

@@ -947,43 +947,6 @@ def figure_parts() -> Picture:
                          title="The informative parts: where the expression moved the skin")
 
 
-def figure_explorer() -> Picture:
-    """What the explorer shows of the notebooks' run: six faces in doubt, and all that is known of one of them."""
-    import tempfile
-
-    from ferlab import explorer
-    from ferlab.lesson import Lesson
-
-    lesson = Lesson(runs="runs/lessons")
-    run = lesson.train().run  # minutes if no notebook has made it yet
-    assert run is not None
-    suspects = explorer.open_run(run.directory, lesson.splits.train)
-    with tempfile.TemporaryDirectory() as folder:
-        view = explorer.View(suspects, Path(folder) / "none.csv", page_size=6)
-        new, truth = view.relabelling.new, suspects.faces.truth
-        certain = view.relabelling.soft.max(1) + (0 if truth is None else new != truth)
-        view.choose(int(min(view.page_rows, key=lambda row: certain[row])))
-        card = view.card()
-    assert card is not None
-    return stacked([view.gallery(), card])
-
-
-def stacked(pictures: Sequence[Picture]) -> Picture:
-    """Pictures one below the other, pixel by pixel."""
-    images = [Image.open(io.BytesIO(each.png())).convert("RGB") for each in pictures]
-    page = Image.new("RGB", (max(each.width for each in images), sum(each.height for each in images)), "white")
-    below = 0
-    for each in images:
-        page.paste(each, ((page.width - each.width) // 2, below))
-        below += each.height
-    dots = STYLE["savefig.dpi"]
-    figure = Picture(figsize=(page.width / dots, page.height / dots))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(np.asarray(page), aspect="auto", interpolation="nearest")
-    axes.set_axis_off()
-    return figure
-
-
 def pure(faces: FaceSet, label: int) -> np.ndarray:
     """Rows of the rendered faces of a class that are no blend, int [M], those that most raters recognise first."""
     assert faces.votes is not None and faces.truth is not None
@@ -1010,7 +973,6 @@ FIGURES: dict[str, Callable[[], Picture]] = {
     "noise": figure_noise,
     "wrong_labels": figure_wrong_labels,
     "parts": figure_parts,
-    "explorer": figure_explorer,
 }
 
 

@@ -16,7 +16,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -290,19 +289,6 @@ def test_static_pictures(view: View):
     assert view.card() is None and view.row is None and view.position == -1
     view.decide("accept")  # about nobody
     assert not view.log.rows
-
-
-def test_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from ferlab import plots
-    from ferlab.lesson import Lesson
-
-    trained = SimpleNamespace(run=SimpleNamespace(directory=tmp_path))
-    monkeypatch.setattr(Lesson, "train", lambda self: trained)
-    monkeypatch.setattr(Lesson, "splits", SimpleNamespace(train=None))
-    monkeypatch.setattr(explorer, "open_run", lambda *_: made_up())
-    picture = plots.FIGURES["explorer"]()
-    image = Image.open(io.BytesIO(picture.png()))
-    assert image.width > 700 and image.height > 600 and not list(tmp_path.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------------------- callbacks
