@@ -17,9 +17,11 @@ share the cells of a grid. Cells that differ only after DR-FER's warm-up share i
 from __future__ import annotations
 
 import json
+import os
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,7 +191,7 @@ def run_grid(
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:
     done: list[str] = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         for wait in (False, True):  # first what nobody is at
             left = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
             futures = [pool.submit(run_cell_once, cell, results, runs_folder, wait) for cell in left]
@@ -201,6 +203,18 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
                     [f"{k} {v['accuracy']:.3f}" for k, v in result["scores"].items()] + [f"{result['seconds']:.0f} s"])
                 print(f"{len(done)}/{len(cells)} {result['name']}: {said}", flush=True)
     return done
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it does, however that ended."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def best_schedules(results: list[dict]) -> list[dict]:

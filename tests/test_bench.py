@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from ferlab.bench import (
     tables,
     update_readme,
 )
-from ferlab.errors import FerlabError
+from ferlab.errors import BusyError, FerlabError
 from ferlab.explorer import judged_faces
+from ferlab.runs import Run
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
@@ -115,6 +117,36 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
     written = json.loads((tmp_path / "results" / f"{failed[0]}.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == []
+
+
+def test_the_workers_of_a_killed_grid_end(tmp_path):
+    path = grid_file(tmp_path, seeds=[0], schedules={"long": {"epochs": 500}})
+    code = ("import sys; from ferlab.bench import run_grid\n"
+            "if __name__ == '__main__': run_grid(*sys.argv[1:3], runs_folder=sys.argv[3])")
+    script = tmp_path / "grid.py"
+    script.write_text(code)
+    grid = subprocess.Popen([sys.executable, str(script), str(path), str(tmp_path / "results"), str(tmp_path / "runs")])
+    run = Run(tmp_path / "runs" / "tiny-plain-long-symmetric30-0")
+    wait_until(lambda: (run.directory / "metrics.jsonl").is_file(), 120)
+    grid.kill()
+    grid.wait()
+
+    def free():
+        try:
+            with run.alone():
+                return True
+        except BusyError:
+            return False
+
+    wait_until(free, 20)  # the training, which has minutes to go, is over
+    assert 1 <= len(run.metrics) < 500 and not (tmp_path / "results").exists()
+
+
+def wait_until(done, seconds):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.2)
 
 
 def test_two_processes_share_a_grid(tmp_path):
