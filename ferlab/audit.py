@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from ferlab.plots import Picture
 
-
 NEIGHBOURS = 10  # kept of each face
+
 
 @dataclass(frozen=True, eq=False)
 class Audit:

@@ -137,10 +137,12 @@ def open_run(directory: str | Path, faces: FaceSet | None = None, name: str | No
     faces are others than it was made with.
     """
     if _is_audit(directory):
-        return _open_audit(Path(directory), judged_faces(directory, name, root, progress) if faces is None else faces)
+        found, _ = audit.read(directory)
+        return _open_audit(
+            Path(directory), found, judged_faces(directory, name, root, progress) if faces is None else faces)
     run = Run.open(directory)
     state, config = run.state("train"), run.config
-    lacking = {"clean_probability", "average_precision", "embedding", "soft_label", "loss_history"} - set(state)
+    lacking = {"clean_probability", "average_precision", "embedding", "loss_history"} - set(state)
     if lacking:
         raise FerlabError(f"{directory} has no suspected faces (method {config.method}): explore a run of drfer, or "
                           "an audit.")
@@ -155,8 +157,7 @@ def open_run(directory: str | Path, faces: FaceSet | None = None, name: str | No
         state["probability"], confusion, lambda row: recogniser.network)
 
 
-def _open_audit(directory: Path, faces: FaceSet) -> Suspects:
-    found, _ = audit.read(directory)
+def _open_audit(directory: Path, found: audit.Audit, faces: FaceSet) -> Suspects:
     _check_faces(directory, faces, found.given)
 
     @cache

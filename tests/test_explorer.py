@@ -553,7 +553,7 @@ def test_another_audit_and_other_faces_are_told_apart(audited: Path, tmp_path: P
     faces = explorer.judged_faces(audited)
     with pytest.raises(FerlabError, match="not the faces of"):
         explorer.open_run(audited, faces.subset(slice(1, None)))
-    shutil.copytree(audited, tmp_path / "begun", ignore=shutil.ignore_patterns("audit.npz"))
+    shutil.copytree(audited, tmp_path / "begun", ignore=shutil.ignore_patterns("audit.npz", "data.json"))
     with pytest.raises(FerlabError, match="holds no audit"):
         explorer.open_run(tmp_path / "begun")
 
