@@ -127,8 +127,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     }
     how_read = {key: cell.options[key] for key in ("rule", "skip_bad", "holdout") if key in cell.options}
     write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
-        "data": cell.data, **how_read,
-        "root": None if cell.root is None else str(Path(cell.root).expanduser().resolve()),
+        "data": cell.data, **how_read, "root": runs.absolute(cell.root),
         "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
         "options": {key: value for key, value in cell.options.items() if key not in how_read},
     })

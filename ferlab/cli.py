@@ -127,8 +127,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if name == "rendered":
         numbers = rendered_as_seen(config, profile_) | numbers
     rule = rule or "majority"
-    data = {"data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule,
-            "skip_bad": skip_bad, "holdout": holdout, "noise": noise, "noise_rate": noise_rate, "options": numbers}
+    data = {"data": name, "root": runs.absolute(root), "rule": rule, "skip_bad": skip_bad, "holdout": holdout,
+            "noise": noise, "noise_rate": noise_rate, "options": numbers}
     new_labels = None if labels is None else decisions.read_labels(labels)
     if new_labels is not None:
         data["labels"] = decisions.fingerprint(new_labels)
@@ -405,9 +405,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     click.echo(_split_line(split, faces))
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
     runs.write_json(directory / "data.json", {  # so that it can be explored
-        "data": name, "root": None if root is None else str(root.expanduser().resolve()), "rule": rule or "majority",
-        "skip_bad": skip_bad, "noise": noise, "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed,
-        "options": numbers, "split": split})
+        "data": name, "root": runs.absolute(root), "rule": rule or "majority", "skip_bad": skip_bad, "noise": noise,
+        "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split})
     paths = auditing.write(found, faces, directory, count)
     click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
     quality = {} if faces.truth is None else found.quality(faces.truth)

@@ -80,6 +80,11 @@ class Suspects:
     def __len__(self) -> int:
         return len(self.faces)
 
+    @property
+    def of_audit(self) -> bool:
+        """Whether an audit suspects them, and no run."""
+        return self.nearest is not None
+
     @cached_property
     def names(self) -> np.ndarray:
         """Name of each face, str [N]."""
@@ -165,11 +170,10 @@ def _open_audit(directory: Path, found: audit.Audit, faces: FaceSet) -> Suspects
         trained = directory / f"fold_{fold}"
         return Recogniser.from_run(trained).network if (trained / "checkpoint.pt").is_file() else None
 
-    nobody = np.zeros((0, len(faces)), np.float32)
     return Suspects(
         faces, Config(sharpness=1, temperature=1), directory, 1 - found.score,  # as Audit.soft_label is made
         -np.log(found.probability[np.arange(len(faces)), found.given].clip(1e-12)), found.average_precision,
-        torch.from_numpy(nobody.T), nobody, found.probability, found.confusion,
+        torch.zeros(len(faces), 0), np.zeros((0, len(faces)), np.float32), found.probability, found.confusion,
         lambda row: network(int(found.fold[row])), found.neighbours)
 
 
@@ -277,9 +281,8 @@ class Relabelling:
         self.margin = np.empty(len(suspects), np.float32)
         self._derive(np.arange(len(suspects)))
         self.gallery = torch.from_numpy(np.flatnonzero(~self.noisy)).to(suspects.embedding.device)
-        self.pending = np.flatnonzero(self.noisy)
-        if own or not len(self.gallery) or suspects.nearest is not None:
-            self.pending = self.pending[:0]
+        settled = own or suspects.of_audit or not len(self.gallery)
+        self.pending = np.zeros(0, int) if settled else np.flatnonzero(self.noisy)
 
     @property
     def new(self) -> np.ndarray:
@@ -519,17 +522,15 @@ class View:
             return plots.suspect_card(
                 np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
                 now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
-                faces.labels[nearest], **({} if known.nearest is not None else self._split_of(row)))
+                faces.labels[nearest], None if known.of_audit else self._how_split(row))
 
-    def _split_of(self, row: int) -> dict[str, Any]:
-        """How a run came to split a face off."""
+    def _how_split(self, row: int) -> plots.HowSplit:
         known, given = self.suspects, int(self.suspects.faces.labels[row])
         of_class = known.config.split == "class"  # else all classes have one mixture
-        return {
-            "history": known.history[:, row], "class_history": self._class_history(given), "epochs": known.collected,
-            "loss": float(known.evidence[row]), "mixture": known.mixtures.get(given), "evidence": self.evidence_name,
-            "losses": known.evidence[known.faces.labels == given] if of_class else known.evidence,
-            "whose": f"given {known.faces.classes[given]}" if of_class else "all classes"}
+        return plots.HowSplit(
+            known.history[:, row], self._class_history(given), known.collected, float(known.evidence[row]),
+            known.evidence[known.faces.labels == given] if of_class else known.evidence, known.mixtures.get(given),
+            f"given {known.faces.classes[given]}" if of_class else "all classes", self.evidence_name)
 
     def _class_history(self, given: int) -> np.ndarray:
         """Quartiles of the losses of a given class over the collections, [E, 3]."""
@@ -552,7 +553,7 @@ class View:
         now, known = self.relabelling, self.suspects
         noisy = now.noisy
         changed = int((now.new != known.faces.labels)[noisy].sum())
-        faces, why = ("training faces", "split off as noisy") if known.nearest is None else ("faces", "suspected")
+        faces, why = ("training faces", "split off as noisy") if not known.of_audit else ("faces", "suspected")
         return (f"{len(known):,} {faces}, {int(noisy.sum()):,} {why}, {changed:,} of them with another label; "
                 f"{len(self.rows):,} shown, {len(self.log.current):,} decided")
 
@@ -722,7 +723,7 @@ class Explorer(widgets.VBox):
         self.place = widgets.HTML()
         self.gallery.on_msg(self._heard)
 
-        if view.suspects.nearest is not None:
+        if view.suspects.of_audit:
             self.average_precision.layout.display = self.top_k.layout.display = "none"
         known_truth = faces.truth is not None and bool((faces.truth >= 0).any())
         self.reference.layout.display = None if known_truth else "none"

@@ -12,7 +12,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import click
 import matplotlib as mpl
@@ -455,23 +455,36 @@ def _look_up(record: Mapping[str, Any], path: str) -> float | None:
 
 # ----------------------------------------------------------------------------------------------------------- explorer
 
+class HowSplit(NamedTuple):
+    """How a training came to split a face off.
+
+    history: [E], its losses after ``epochs``; class_history: [E, 3], quartiles of its class's. loss: the evidence it
+    was split by; losses: [n], that of the faces of its ``mixture`` (None = not split); whose: these faces in words.
+    evidence: what it is, in words.
+    """
+
+    history: np.ndarray
+    class_history: np.ndarray
+    epochs: Sequence[int]
+    loss: float
+    losses: np.ndarray
+    mixture: TwoGaussians | None
+    whose: str
+    evidence: str
+
+
 @_styled
 def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Sequence[str], given: int,
                  soft: np.ndarray, precision: np.ndarray, votes: np.ndarray | None, neighbours: Any,
-                 neighbour_labels: np.ndarray, history: np.ndarray | None = None,
-                 class_history: np.ndarray | None = None, epochs: Sequence[int] = (), loss: float = 0.0,
-                 losses: np.ndarray | None = None, mixture: TwoGaussians | None = None, whose: str = "all classes",
-                 evidence: str = "loss") -> Picture:
+                 neighbour_labels: np.ndarray, split: HowSplit | None = None) -> Picture:
     """All that is known of one suspected face.
 
     image: uint8 [H, W] or [H, W, 3]; attention: [g, g], not negative, or None. given: its class.
     soft, precision, votes: [C], its new soft label, class AP and raters' votes (None = not known).
     neighbours: images of its nearest clean faces, nearest first; neighbour_labels: int, their classes.
-    history: [E], its losses after ``epochs``; class_history: [E, 3], quartiles of its class's. loss: the evidence it
-    was split by; losses: [n], that of the faces of its ``mixture`` (None = not split), drawn as in ``loss_histogram``;
-    whose: these faces in words. Without history and losses their part is left out.
+    split: its losses and its place in the mixture, drawn as in ``loss_histogram``; None = left out.
     """
-    left_out = 2.1 if history is None or class_history is None or losses is None else 0.0
+    left_out = 2.1 if split is None else 0.0
     high = 6.3 - left_out
     figure = Picture(figsize=(8.6, high))
     colours, new = class_colours(classes), int(np.argmax(soft))
@@ -520,8 +533,9 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
             axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
             axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
 
-    if history is None or class_history is None or losses is None:
+    if split is None:
         return figure
+    history, class_history, epochs, loss, losses, mixture, whose, evidence = split
 
     axes = place(0.75, 0.5, 3.15, 1.25)
     if len(history):

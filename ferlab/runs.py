@@ -173,6 +173,11 @@ class Run:
             ) from error
 
 
+def absolute(path: str | Path | None) -> str | None:
+    """A path as a record keeps it, right from any folder; None stays None."""
+    return None if path is None else str(Path(path).expanduser().resolve())
+
+
 def environment() -> dict:
     """Versions and device, for the record of a run."""
     import torchvision

@@ -121,11 +121,7 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
 
 def test_the_workers_of_a_killed_grid_end(tmp_path):
     path = grid_file(tmp_path, seeds=[0], schedules={"long": {"epochs": 500}})
-    code = ("import sys; from ferlab.bench import run_grid\n"
-            "if __name__ == '__main__': run_grid(*sys.argv[1:3], runs_folder=sys.argv[3])")
-    script = tmp_path / "grid.py"
-    script.write_text(code)
-    grid = subprocess.Popen([sys.executable, str(script), str(path), str(tmp_path / "results"), str(tmp_path / "runs")])
+    grid = grid_process(path)
     run = Run(tmp_path / "runs" / "tiny-plain-long-symmetric30-0")
     wait_until(lambda: (run.directory / "metrics.jsonl").is_file(), 120)
     grid.kill()
@@ -142,6 +138,15 @@ def test_the_workers_of_a_killed_grid_end(tmp_path):
     assert 1 <= len(run.metrics) < 500 and not (tmp_path / "results").exists()
 
 
+def grid_process(path):
+    """The grid run by a process of its own, with results and runs beside its file."""
+    script = path.parent / "run_grid.py"
+    script.write_text("import sys; from ferlab.bench import run_grid\n"
+                      "if __name__ == '__main__': run_grid(*sys.argv[1:3], runs_folder=sys.argv[3])")
+    command = [sys.executable, str(script), str(path), str(path.parent / "results"), str(path.parent / "runs")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 def wait_until(done, seconds):
     end = time.monotonic() + seconds
     while not done():
@@ -151,12 +156,7 @@ def wait_until(done, seconds):
 
 def test_two_processes_share_a_grid(tmp_path):
     path = grid_file(tmp_path, seeds=[0], schedules={f"{k}": {"epochs": k} for k in (1, 2, 3, 4)})
-    code = ("import sys; from ferlab.bench import run_grid\n"
-            "if __name__ == '__main__': run_grid(*sys.argv[1:3], runs_folder=sys.argv[3])")
-    script = tmp_path / "share.py"
-    script.write_text(code)
-    command = [sys.executable, str(script), str(path), str(tmp_path / "results"), str(tmp_path / "runs")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [grid_process(path) for _ in range(2)]
     said = "".join(process.communicate(timeout=300)[0] for process in both)
     assert all(process.returncode == 0 for process in both)
     assert len(read_results(tmp_path / "results")) == 4
