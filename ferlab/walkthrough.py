@@ -79,11 +79,26 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 
 def write_page(notebook: NotebookNode, path: Path) -> None:
-    """The notebook as an HTML page."""
+    """The notebook as an HTML page, its formulas in MathML: browsers draw them without a network."""
+    from jinja2 import pass_context
+    from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    page, _ = HTMLExporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
-    write_text(path, page)
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return convert(body, display="block")
+
+        def inline_math(self, body: str) -> str:
+            return convert(body)
+
+    class Exporter(HTMLExporter):
+        @pass_context
+        def markdown2html(self, context: Any, source: str) -> str:
+            return MarkdownWithMath(Renderer(escape=False)).render(source)
+
+    page, _ = Exporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
+    write_text(path, page.replace("</head>", "<style>math { font-size: 1.2em; }</style>\n</head>", 1))
 
 
 def write_figures(notebook: NotebookNode, folder: Path, name: str) -> None:

@@ -40,6 +40,16 @@ def test_notebook_names_no_place_on_anyones_machine(path: Path):
     assert not re.search(r"(/(home|root|Users|tmp|work)/|site-packages|[A-Z]:\\\\)", text)
 
 
+@every_notebook
+def test_page_shows_its_formulas_without_a_network(path: Path, tmp_path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    walkthrough.write_page(notebook, tmp_path / "page.html")
+    formulas = re.findall(r"<math .*?</math>", (tmp_path / "page.html").read_text(encoding="utf-8"))
+    text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert len(formulas) == len(re.findall(r"\$\$.+?\$\$|\$.+?\$", text, re.S)) > 0
+    assert not [formula for formula in formulas if "\\" in formula], "a command that is not known"
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The notebooks in a folder of their own, so that what they write stays out of the repository."""
