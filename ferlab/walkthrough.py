@@ -80,7 +80,6 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 def write_page(notebook: NotebookNode, path: Path) -> None:
     """The notebook as an HTML page, its formulas in MathML: browsers draw them without a network."""
-    from jinja2 import pass_context
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -93,8 +92,7 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
             return convert(body)
 
     class Exporter(HTMLExporter):
-        @pass_context
-        def markdown2html(self, context: Any, source: str) -> str:
+        def markdown2html(self, source: str) -> str:
             return MarkdownWithMath(Renderer(escape=False)).render(source)
 
     page, _ = Exporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
