@@ -86,6 +86,11 @@ def _data_options(default: str | None) -> typing.Callable:
     return decorate
 
 
+_labels_option = click.option(
+    "--labels", type=click.Path(path_type=Path, dir_okay=False),
+    help="CSV of name,label: other labels for some of the faces, as ferlab data apply-decisions writes.")
+
+
 # ------------------------------------------------------------------------------------------------------------- train
 
 @cli.command()
@@ -99,8 +104,7 @@ def _data_options(default: str | None) -> typing.Callable:
 @click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
               help="Validate on this share of the training faces, where the data set comes in two parts.")
-@click.option("--labels", type=click.Path(path_type=Path, dir_okay=False),
-              help="CSV of name,label: other labels for training faces, as ferlab data apply-decisions writes.")
+@_labels_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
               help="Change a setting of the profile, such as epochs=40; may be given several times.")
@@ -320,7 +324,7 @@ def scores_table(result: dict[str, Any]) -> str:
               help="Write boxes and probabilities there.")
 @click.option("--whole", is_flag=True, help="Each photo is one face already: do not look for faces.")
 def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool) -> None:
-    """Find the faces in photos and tell each one's expression.
+    """Find the faces in photos, or in all photos of a folder, and tell each one's expression.
 
     Faces are found where they look towards the camera. The classes are those that raters choose from; what a person
     feels is another matter.
@@ -330,6 +334,7 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
     from ferlab import load_pretrained, photos, runs
 
     recogniser = load_pretrained(model)
+    paths = tuple(photo for path in paths for photo in (photos.photos_in(path) if path.is_dir() else [path]))
     if directory is not None and len({path.stem for path in paths}) < len(paths):
         raise FerlabError("Two photos have the same name, so that their pictures would overwrite each other: "
                           "give them one folder at a time.")
@@ -379,11 +384,13 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
 @click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces', to try it out.")
 @click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds, trainings and noise.")
+@_labels_option
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Faces in the picture.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="As in ferlab train.")
 def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
           progress: bool | None, directory: Path, split: str, folds: int, profile_: str | None, method: str,
-          noise: str | None, noise_rate: float, seed: int, count: int, settings: tuple[str, ...]) -> None:
+          noise: str | None, noise_rate: float, seed: int, labels: Path | None, count: int,
+          settings: tuple[str, ...]) -> None:
     """List the faces whose labels are likely wrong, with a better label for each.
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
@@ -391,7 +398,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     config = profile(profile_, **{"method": method, "seed": seed, **dict(parse_setting(text) for text in settings)})
 
     from ferlab import audit as auditing
-    from ferlab import benchmarks, runs, training
+    from ferlab import benchmarks, decisions, runs, training
 
     training.method_class(config.method)
     numbers = parse_options(options)
@@ -402,11 +409,17 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         raise FerlabError(f"{root or name} has no {split} faces to judge.")
+    new_labels = None if labels is None else decisions.read_labels(labels)
+    if new_labels is not None:
+        faces = decisions.with_labels(faces, new_labels, str(labels))
     click.echo(_split_line(split, faces))
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
-    runs.write_json(directory / "data.json", {  # so that it can be explored
+    if new_labels is not None:  # this copy and what follows: so that it can be explored
+        decisions.write_labels(directory / "labels.csv", new_labels)
+    runs.write_json(directory / "data.json", {
         "data": name, "root": runs.absolute(root), "rule": rule or "majority", "skip_bad": skip_bad, "noise": noise,
-        "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split})
+        "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split,
+        "labels": new_labels is not None})
     paths = auditing.write(found, faces, directory, count)
     click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
     quality = {} if faces.truth is None else found.quality(faces.truth)

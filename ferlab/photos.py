@@ -17,13 +17,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ferlab.benchmarks import MAX_PIXELS, plain_picture
+from ferlab.benchmarks import IMAGE_ENDINGS, MAX_PIXELS, plain_picture
 from ferlab.errors import FerlabError
 
 SEARCHED = 1024  # pixels of the longer side of what the detector sees
 SMALLEST = 0.04  # side of the smallest face that is looked for, as a share of the photo's longer side
 BORDER = 0.15  # added around the photo, for a face that fills it
 FRAME = 1.07  # side of a face's box over that of the detector's, which was 0.93 of FER+'s valid images
+
+
+def photos_in(folder: str | Path) -> list[Path]:
+    """The photos in a folder, by name; those in folders within it are left out. Raises FerlabError if there are none.
+    """
+    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    if not found:
+        raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
+    return found
 
 
 def read_photo(path: str | Path) -> np.ndarray:
@@ -33,7 +42,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if path.is_dir():
-        raise FerlabError(f"{path} is a folder: give the photos in it, as in {path}/*.jpg.")
+        raise FerlabError(f"{path} is a folder: give one of the photos in it.")
     try:
         with Image.open(path) as picture:
             shrink = np.sqrt(MAX_PIXELS / (picture.width * picture.height))

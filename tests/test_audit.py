@@ -19,6 +19,7 @@ from ferlab.confusion import label_posterior
 from ferlab.data import Splits
 from ferlab.decisions import read_labels
 from ferlab.errors import FerlabError
+from ferlab.explorer import judged_faces
 from ferlab.retrieval import class_average_precision, relabel
 from ferlab.training import Trainer, train
 
@@ -186,6 +187,15 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     assert ferlab(*command).out == outcome.out  # nothing is trained again
     told = ferlab(*command[:-1], tmp_path, "--split", "valid", "--noise", "symmetric")
     assert told.code == 2 and "another directory" in told.err
+
+    corrected = tmp_path / "corrected.csv"
+    (tmp_path / "suggested.csv").rename(corrected)
+    again = ferlab(*command[:-1], tmp_path / "again", "--labels", corrected)
+    assert again.code == 0 and f"{len(suggested)} labels changed by a file" in again.out
+    corrected.unlink()  # the audit keeps a copy
+    faces = judged_faces(tmp_path / "again")
+    now = dict(zip(faces.names, np.array(faces.classes)[faces.labels]))
+    assert {name: now[name] for name in suggested} == suggested
 
 
 # ----------------------------------------------------------------------------------------------------------- cleanlab

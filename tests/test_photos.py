@@ -103,6 +103,10 @@ def test_command_predicts_draws_and_goes_on_after_a_bad_photo(
     for face in photo["faces"]:
         assert list(face["probability"]) == found["classes"] == ["high", "low", "middle"]
         assert sum(face["probability"].values()) == pytest.approx(1, abs=1e-5)
+    folder = ferlab("predict", tmp_path, "--model", run)  # all photos that lie in it
+    assert folder.code == 2 and "broken.jpg" in folder.err and folder.out == ended.out
+    empty = ferlab("predict", run)
+    assert empty.code == 2 and "no photos" in empty.err
     whole = ferlab("predict", tmp_path / "party.png", "--model", run, "--whole")
     assert whole.code == 0 and whole.out.count("face 1 at x 80, y 0, 480 pixels") == 1
 
