@@ -253,7 +253,7 @@ def _rows_of(faces: FaceSet, names: list[str], path: str | Path) -> np.ndarray:
     for name in names:
         if name not in rows or name in twice:
             what = "stands for several faces" if name in twice else "is none"
-            raise FerlabError(f"{path} names {name}, which {what} of the {len(faces):,} training faces of "
+            raise FerlabError(f"{path} names {name}, which {what} of the {len(faces):,} faces of "
                               f"{faces.dataset or 'this data set'}.")
     return np.array([rows[name] for name in names], dtype=np.int64)
 

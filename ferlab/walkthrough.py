@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import functools
+import html
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nbformat
 from nbclient import NotebookClient
@@ -84,12 +85,18 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
+    def mathml(body: str, display: Literal["block", "inline"]) -> str:
+        try:
+            return convert(body, display=display)
+        except Exception:  # of a formula with a mistake in it, the source is shown
+            return f"<code>{html.escape(body)}</code>"
+
     class Renderer(IPythonRenderer):
         def block_math(self, body: str) -> str:
-            return convert(body, display="block")
+            return mathml(body, "block")
 
         def inline_math(self, body: str) -> str:
-            return convert(body)
+            return mathml(body, "inline")
 
     class Exporter(HTMLExporter):
         def markdown2html(self, source: str) -> str:

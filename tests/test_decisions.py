@@ -158,7 +158,7 @@ def test_decisions_about_other_faces_are_told(tmp_path: Path):
     log = DecisionLog(tmp_path / "log.csv")
     log.append("a.png", "calm", "accept", "sad")
     assert corrected_labels(face_set(), log)[0] == 2
-    with pytest.raises(FerlabError, match=r"a\.png.*none of the 1 training faces of toy"):
+    with pytest.raises(FerlabError, match=r"a\.png.*none of the 1 faces of toy"):
         corrected_labels(face_set(("z.png",), (0,)), log)
     with pytest.raises(FerlabError, match=r"a\.png as given calm, but here it is given glad"):
         corrected_labels(face_set(labels=(1, 1, 2, 0)), log)

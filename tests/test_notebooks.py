@@ -50,6 +50,13 @@ def test_page_shows_its_formulas_without_a_network(path: Path, tmp_path: Path):
     assert not [formula for formula in formulas if "\\" in formula], "a command that is not known"
 
 
+def test_a_formula_with_a_mistake_is_shown_as_it_is_written(tmp_path: Path):
+    cell = nbformat.v4.new_markdown_cell(r"Here $a^b^c$ and there $\frac{1}{2}$.")
+    walkthrough.write_page(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<code>a^b^c</code>" in page and "<mfrac>" in page
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The notebooks in a folder of their own, so that what they write stays out of the repository."""
