@@ -404,22 +404,23 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     numbers = parse_options(options)
     if name == "rendered":
         numbers = rendered_as_seen(config, profile_) | numbers
+    data = {"data": name, "root": runs.absolute(root), "rule": rule or "majority", "skip_bad": skip_bad, "noise": noise,
+            "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split}
+    new_labels = None if labels is None else decisions.read_labels(labels)
+    if new_labels is not None:
+        data["labels"] = decisions.fingerprint(new_labels)
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, splits=(split,), noise=noise,
                              noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress, **numbers)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         raise FerlabError(f"{root or name} has no {split} faces to judge.")
-    new_labels = None if labels is None else decisions.read_labels(labels)
     if new_labels is not None:
         faces = decisions.with_labels(faces, new_labels, str(labels))
     click.echo(_split_line(split, faces))
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
-    if new_labels is not None:  # this copy and what follows: so that it can be explored
+    runs.write_json(directory / "data.json", data)  # this and a copy of the labels, so that it can be explored
+    if new_labels is not None:
         decisions.write_labels(directory / "labels.csv", new_labels)
-    runs.write_json(directory / "data.json", {
-        "data": name, "root": runs.absolute(root), "rule": rule or "majority", "skip_bad": skip_bad, "noise": noise,
-        "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split,
-        "labels": new_labels is not None})
     paths = auditing.write(found, faces, directory, count)
     click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
     quality = {} if faces.truth is None else found.quality(faces.truth)
@@ -428,8 +429,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"AUROC {quality['auroc']:.3f}, average precision {quality['average_precision']:.3f}; "
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
-    click.echo(f"Next: decide one by one with ferlab explore --run {directory}; or take wrong rows out of "
-               f"{paths['labels']}, and train on the rest with ferlab train --labels {paths['labels']}")
+    at_once = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
+               f"{paths['labels']}") if labels is None else f" (it starts from the labels of {labels})"
+    click.echo(f"Next: decide one by one with ferlab explore --run {directory}{at_once}")
 
 
 # -------------------------------------------------------------------------------------------------------------- data

@@ -81,6 +81,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 
 def write_page(notebook: NotebookNode, path: Path) -> None:
     """The notebook as an HTML page, its formulas in MathML: browsers draw them without a network."""
+    from jinja2 import pass_context
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -99,8 +100,10 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
             return mathml(body, "inline")
 
     class Exporter(HTMLExporter):
-        def markdown2html(self, source: str) -> str:
-            return MarkdownWithMath(Renderer(escape=False)).render(source)
+        @pass_context
+        def markdown2html(self, context: Any, source: str) -> str:
+            attachments = context.get("cell", {}).get("attachments", {})
+            return MarkdownWithMath(Renderer(escape=False, attachments=attachments)).render(source)
 
     page, _ = Exporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
     write_text(path, page.replace("</head>", "<style>math { font-size: 1.2em; }</style>\n</head>", 1))

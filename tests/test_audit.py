@@ -192,6 +192,7 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     (tmp_path / "suggested.csv").rename(corrected)
     again = ferlab(*command[:-1], tmp_path / "again", "--labels", corrected)
     assert again.code == 0 and f"{len(suggested)} labels changed by a file" in again.out
+    assert "ferlab train --labels" in outcome.out and "ferlab train --labels" not in again.out  # that would undo them
     corrected.unlink()  # the audit keeps a copy
     faces = judged_faces(tmp_path / "again")
     now = dict(zip(faces.names, np.array(faces.classes)[faces.labels]))

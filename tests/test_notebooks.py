@@ -57,6 +57,13 @@ def test_a_formula_with_a_mistake_is_shown_as_it_is_written(tmp_path: Path):
     assert "<code>a^b^c</code>" in page and "<mfrac>" in page
 
 
+def test_page_shows_a_picture_that_is_kept_in_a_cell(tmp_path: Path):
+    cell = nbformat.v4.new_markdown_cell("![a dot](attachment:dot.png)")
+    cell.attachments = {"dot.png": {"image/png": "iVBORw0KGgo="}}
+    walkthrough.write_page(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "page.html")
+    assert 'src="data:image/png;base64,iVBORw0KGgo="' in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The notebooks in a folder of their own, so that what they write stays out of the repository."""
