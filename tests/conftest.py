@@ -27,8 +27,9 @@ from PIL import Image  # noqa: E402
 torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parent.parent
-# so that processes which tests start find the package, installed or not
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+# so that processes which tests start find the package, installed or not, and these modules
+paths = [str(REPOSITORY), str(REPOSITORY / "tests"), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 class Outcome(NamedTuple):
