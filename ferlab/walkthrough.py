@@ -79,9 +79,15 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+# nbconvert's page without the scripts that it would fetch
+OFFLINE = "{% extends 'index.html.j2' %}" + "".join(
+    "{% block html_head_js_" + script + " %}{% endblock %}" for script in ("requirejs", "mathjax", "mermaidjs"))
+
+
 def write_page(notebook: NotebookNode, path: Path) -> None:
-    """The notebook as an HTML page, its formulas in MathML: browsers draw them without a network."""
-    from jinja2 import pass_context
+    """The notebook as an HTML page that needs nothing else: browsers draw its formulas, in MathML, without a network,
+    and widgets, which would need a kernel, are left out."""
+    from jinja2 import DictLoader, pass_context
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -105,7 +111,8 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
             attachments = context.get("cell", {}).get("attachments", {})
             return MarkdownWithMath(Renderer(escape=False, attachments=attachments)).render(source)
 
-    page, _ = Exporter().from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})
+    page, _ = Exporter(extra_loaders=[DictLoader({"offline": OFFLINE})], template_file="offline").from_notebook_node(
+        tidy(copy.deepcopy(notebook)), resources={"metadata": {"name": path.stem}})
     write_text(path, page.replace("</head>", "<style>math { font-size: 1.2em; }</style>\n</head>", 1))
 
 
