@@ -15,6 +15,7 @@ from ferlab.errors import FerlabError
 from ferlab.training import Trainer, train
 
 FACES = {"smoke": (320, 80, 80), "quick": (2400, 1000, 1500), "full": (None, None, None)}  # at most, by split
+BASELINE_EPOCHS = {"quick": 24}  # of methods without rounds, where fewer than the profile's do with so few faces
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,28 @@ class Lesson:
 
     def settings(self, **changes) -> Config:
         """The profile's settings with some changed."""
+        if changes.get("method", "drfer") != "drfer" and profile_name() in BASELINE_EPOCHS:
+            changes = {"epochs": BASELINE_EPOCHS[profile_name()], **changes}
         return profile(**{"seed": self.seed, **changes})
 
     def train(self, faces: FaceSet | None = None, **changes) -> Trainer:
-        """Train with the profile's settings, some changed; a training with the same settings and faces is only loaded.
+        """Train with the lesson's settings, some changed; a training with the same settings and faces is only loaded.
 
         faces: the training faces, if not the lesson's own, such as the same with corrected labels.
         Its run directory is ``trainer.run.directory``; an interrupted one goes on where it stopped.
         """
-        config = self.settings(**changes)
+        return self._train(self.settings(**changes), faces, changes)
+
+    def warm_up(self, **changes) -> Trainer:
+        """DR-FER as ``train`` would train it, but only until the first split: no label is yet doubted or new."""
+        return self._train(self.settings(**changes), None, changes, warm_up_only=True)
+
+    def _train(self, config: Config, faces: FaceSet | None, changes: dict, warm_up_only: bool = False) -> Trainer:
         faces = self.splits.train if faces is None else faces
         if faces is None:
             raise FerlabError(f"{self.data} has no training faces here: check ROOT.")
         key = hashlib.sha256((config.to_json() + faces.fingerprint).encode()).hexdigest()[:8]
         name = "-".join([faces.dataset, config.method, *(f"{k}={v}" for k, v in changes.items() if k != "method")])
-        return train(config, self.splits._replace(train=faces), Path(self.runs) / f"{name}-{key}", share_warm_up=True)
+        run = Path(self.runs) / f"{name}-{'warm_up-' * warm_up_only}{key}"
+        until = config.warm_up if warm_up_only else None
+        return train(config, self.splits._replace(train=faces), run, share_warm_up=True, until=until)

@@ -140,18 +140,18 @@ class Trainer:
         self.epoch = 0
         self.records: list[dict] = []
 
-    def fit(self) -> Trainer:
-        """Train to the last epoch, from the run's checkpoint if it has one.
+    def fit(self, until: int | None = None) -> Trainer:
+        """Train to the last epoch, or only so many, from the run's checkpoint if it has one.
 
         Raises BusyError if another process is training there.
         """
         with self.run.alone() if self.run is not None and self.leads else nullcontext():
-            return self._fit()
+            return self._fit(self.config.epochs if until is None else until)
 
-    def _fit(self) -> Trainer:
+    def _fit(self, until: int) -> Trainer:
         if self.run is not None:
             self._begin_run(self.run)
-        while self.epoch < self.config.epochs:
+        while self.epoch < until:
             started = time.perf_counter()
             record = self._train_epoch()
             self.epoch += 1
@@ -161,7 +161,7 @@ class Trainer:
             self.records.append({"epoch": self.epoch, "seconds": round(time.perf_counter() - started, 2)} | record)
             if self.run is not None and self.leads:
                 self._save(self.run)
-        if self.run is not None:
+        if self.run is not None and self.epoch == self.config.epochs:
             for name, state in self.method.states(self).items():
                 if self.leads:
                     self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
@@ -347,9 +347,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None,
-          share_warm_up: bool = False) -> Trainer:
+          share_warm_up: bool = False, until: int | None = None) -> Trainer:
     """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows.
 
     share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
+    until: stop after this epoch, from 1; the run's states are not written then.
     """
-    return Trainer(config, splits, None if run is None else Run(run), progress, share_warm_up).fit()
+    return Trainer(config, splits, None if run is None else Run(run), progress, share_warm_up).fit(until)

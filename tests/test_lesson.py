@@ -1,10 +1,12 @@
 """The notebooks' shared trainings: made once, told apart by settings and faces."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from ferlab.config import profile
 from ferlab.lesson import FACES, Lesson
 
 
@@ -44,6 +46,12 @@ def test_other_settings_or_labels_are_another_training(lesson):
     assert len({each.run.directory for each in (first, other, noise, clean)}) == 4
 
 
+def test_other_methods_have_a_schedule_of_their_own(lesson, monkeypatch):
+    monkeypatch.setenv("FERLAB_PROFILE", "quick")
+    assert lesson.settings(method="plain").epochs < lesson.settings().epochs == profile("quick").epochs
+    assert lesson.settings(method="plain", epochs=7).epochs == 7
+
+
 def test_given_labels_stay(toy_faces, monkeypatch):
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert Lesson("folder", toy_faces, "given").splits.train.noise == ""
@@ -61,6 +69,22 @@ def test_a_shared_warm_up_changes_no_number(lesson, tmp_path, changes):
         other["loss"].pop("contrastive", None)
         assert one | {"seconds": 0} == other | {"seconds": 0}
     assert all((a == b).all() for a, b in zip(shared.average.parameters(), alone.average.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_warm_up_is_the_training_until_its_first_split(lesson, trained):
+    if trained:
+        lesson.train(epochs=4, warm_up=3)
+    begun = lesson.warm_up(epochs=4, warm_up=3)
+    assert begun.epoch == len(begun.records) == 3 and "split" in begun.records[-1]
+    assert not list(begun.run.directory.glob("state_*"))
+    full = lesson.train(epochs=4, warm_up=3)
+    assert full.epoch == 4
+    for one, other in zip(begun.records, full.records, strict=False):
+        assert json.dumps(one | {"seconds": 0}) == json.dumps(other | {"seconds": 0})  # where nan is nan
+    made = (begun.run.directory / "checkpoint.pt").stat().st_mtime_ns
+    assert lesson.warm_up(epochs=4, warm_up=3).epoch == 3
+    assert (begun.run.directory / "checkpoint.pt").stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"mask_ratio": 0.4}, {"split": "off"}, {"restarts": False},
