@@ -15,7 +15,7 @@ from ferlab.errors import FerlabError
 from ferlab.training import Trainer, train
 
 FACES = {"smoke": (320, 80, 80), "quick": (2400, 1000, 1500), "full": (None, None, None)}  # at most, by split
-BASELINE_EPOCHS = {"quick": 24}  # of methods without rounds, where fewer than the profile's do with so few faces
+EPOCHS_WITHOUT_ROUNDS = {"quick": 24}  # fewer than the profile's: there are fewer faces
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Lesson:
         return Splits(train, valid, test)
 
     def settings(self, **changes) -> Config:
-        """The profile's settings with some changed."""
-        if changes.get("method", "drfer") != "drfer" and profile_name() in BASELINE_EPOCHS:
-            changes = {"epochs": BASELINE_EPOCHS[profile_name()], **changes}
+        """The profile's settings with some changed; methods other than DR-FER have the lesson's number of epochs."""
+        if changes.get("method", "drfer") != "drfer" and profile_name() in EPOCHS_WITHOUT_ROUNDS:
+            changes = {"epochs": EPOCHS_WITHOUT_ROUNDS[profile_name()], **changes}
         return profile(**{"seed": self.seed, **changes})
 
     def train(self, faces: FaceSet | None = None, **changes) -> Trainer:
@@ -61,13 +61,14 @@ class Lesson:
         faces: the training faces, if not the lesson's own, such as the same with corrected labels.
         Its run directory is ``trainer.run.directory``; an interrupted one goes on where it stopped.
         """
-        return self._train(self.settings(**changes), faces, changes)
+        return self._train(changes, faces)
 
     def warm_up(self, **changes) -> Trainer:
         """DR-FER as ``train`` would train it, but only until the first split: no label is yet doubted or new."""
-        return self._train(self.settings(**changes), None, changes, warm_up_only=True)
+        return self._train(changes, warm_up_only=True)
 
-    def _train(self, config: Config, faces: FaceSet | None, changes: dict, warm_up_only: bool = False) -> Trainer:
+    def _train(self, changes: dict, faces: FaceSet | None = None, warm_up_only: bool = False) -> Trainer:
+        config = self.settings(**changes)
         faces = self.splits.train if faces is None else faces
         if faces is None:
             raise FerlabError(f"{self.data} has no training faces here: check ROOT.")

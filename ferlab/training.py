@@ -351,6 +351,6 @@ def train(config: Config, splits: Splits, run: str | Path | None = None, progres
     """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows.
 
     share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
-    until: stop after this epoch, from 1; the run's states are not written then.
+    until: stop after this epoch, from 1; the run's states are written after the last one only.
     """
     return Trainer(config, splits, None if run is None else Run(run), progress, share_warm_up).fit(until)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -31,6 +32,7 @@ def test_notebook_is_committed_as_a_clean_run_left_it(path: Path):
     assert not [output for output in outputs if output.output_type == "error"]
     assert not [output for output in outputs if output.get("name") == "stderr"], "warnings or bars"
     assert "widgets" not in notebook.metadata
+    assert notebook == walkthrough.tidy(copy.deepcopy(notebook))
     assert path.stat().st_size <= 500_000
 
 
