@@ -83,6 +83,9 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
 OFFLINE = "{% extends 'index.html.j2' %}" + "".join(
     "{% block html_head_js_" + script + " %}{% endblock %}" for script in ("requirejs", "mathjax", "mermaidjs"))
 
+# formulas as large as the text beside them; one that is wider than the page is scrolled, as code is
+STYLE = "<style>math { font-size: 1.2em; } math[display=block] { overflow-x: auto; padding: 0.3em 0; }</style>\n"
+
 
 def write_page(notebook: NotebookNode, path: Path) -> None:
     """The notebook as an HTML page that needs nothing else: browsers draw its formulas, in MathML, without a network,
@@ -113,7 +116,7 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
 
     page, _ = Exporter(extra_loaders=[DictLoader({"offline": OFFLINE})], template_file="offline").from_notebook_node(
         tidy(copy.deepcopy(notebook)), resources={"metadata": {"name": path.stem}})
-    write_text(path, page.replace("</head>", "<style>math { font-size: 1.2em; }</style>\n</head>", 1))
+    write_text(path, page.replace("</head>", STYLE + "</head>", 1))
 
 
 def write_figures(notebook: NotebookNode, folder: Path, name: str) -> None:
