@@ -100,6 +100,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
 def run_cell(cell: Cell, runs_folder: Path) -> dict:
     """Load, add noise to the training labels only, train in a run directory, score the last epoch on valid and test.
 
+    Scores are of logits averaged over a face and its mirror image; the epochs' own, of the face alone.
     A training that fails makes a result with ``failed``, its reason, in place of scores.
     """
     import torch

@@ -20,15 +20,18 @@ SYNONYMS = {
 }
 
 
-def evaluate(recogniser: Recogniser, faces: FaceSet, *, against: str = "reference") -> dict[str, Any]:
+def evaluate(
+    recogniser: Recogniser, faces: FaceSet, *, against: str = "reference", mirror: bool = True
+) -> dict[str, Any]:
     """Scores of ``recogniser`` on ``faces``, ready for JSON.
 
     Classes are matched by name, whatever their order; "happy" is happiness. Where one side has further classes, faces
     of classes that the recogniser lacks are left out, its own further classes cannot be chosen, and ``note`` says so.
 
     against: "reference", the truth where there is one and else the given labels; or "given", the given labels.
+    mirror: average over each face and its mirror image, as all numbers of this project are; papers mostly do not.
 
-    Returns data, split, rule, against, classes, accuracy, mean_class_accuracy, macro_f1, recall, counts,
+    Returns data, split, rule, against, mirror, classes, accuracy, mean_class_accuracy, macro_f1, recall, counts,
     confusion_matrix (rows = true class), faces, note, skipped (faces that could not be read), run (settings, data,
     environment) and environment; and, where raters' votes are known, divergence: the mean Jensen-Shannon divergence of
     the outputs from the votes, in bits, lower = nearer.
@@ -52,11 +55,11 @@ def evaluate(recogniser: Recogniser, faces: FaceSet, *, against: str = "referenc
     labels = place[original]
     if not (labels >= 0).any():
         raise FerlabError(f"No face of {what} is of a class that the recogniser knows ({', '.join(known)}).")
-    probabilities = recogniser.predict(faces.images)[:, columns]
+    probabilities = recogniser.predict(faces.images, mirror)[:, columns]
     probabilities = probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-12)
 
     result = {"data": faces.dataset, "split": faces.split, "rule": faces.rule, "against": against,
-              "classes": list(shared)} | metrics.classification(probabilities, labels, shared)
+              "mirror": mirror, "classes": list(shared)} | metrics.classification(probabilities, labels, shared)
     votes = faces.votes if faces.label_distribution is None else faces.label_distribution
     if votes is not None:
         votes = votes[:, source]

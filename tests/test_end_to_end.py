@@ -202,7 +202,7 @@ def perfect(classes: tuple[str, ...], order: tuple[str, ...] = ()) -> SimpleName
     """A recogniser that reads the class, its place in ``order``, from a face's first pixel."""
     order = order or classes
 
-    def predict(images: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray, mirror: bool) -> np.ndarray:
         probabilities = np.full((len(images), len(classes)), 0.01, np.float32)
         for row, number in zip(probabilities, images[:, 0, 0], strict=True):
             row[classes.index(order[number]) if order[number] in classes else 0] = 0.9
@@ -250,3 +250,14 @@ def test_scores_are_against_the_truth_unless_the_given_labels_are_asked_for():
     recogniser = perfect(("anger", "fear"))
     assert evaluate(recogniser, faces)["accuracy"] == pytest.approx(2 / 3)  # the unknown one does not count
     assert evaluate(recogniser, faces, against="given")["accuracy"] == 1
+
+
+def test_scores_are_of_a_face_and_its_mirror_image_unless_the_face_alone_is_asked_for():
+    recogniser = package.load_pretrained("ferplus")
+    images = np.random.default_rng(0).integers(0, 256, (12, 48, 48), np.uint8)
+    one, both = (recogniser.predict(images, mirror).argmax(1) for mirror in (False, True))
+    assert (one != both).any()  # else these faces cannot tell
+    faces = FaceSet(images, one, recogniser.classes, dataset="noise", split="test")
+    assert evaluate(recogniser, faces, mirror=False)["accuracy"] == 1
+    scores = evaluate(recogniser, faces)
+    assert scores["mirror"] and scores["accuracy"] == np.mean(one == both)
