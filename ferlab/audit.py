@@ -84,6 +84,11 @@ class Audit:
         return self._others.sum(1)
 
     @property
+    def order(self) -> np.ndarray:
+        """Rows by score, most suspicious first, int [N]."""
+        return np.argsort(-self.score, kind="stable")
+
+    @property
     def suspected(self) -> np.ndarray:
         """bool [N], whether the label is more likely wrong than right."""
         return self.score > 0.5
@@ -101,13 +106,13 @@ class Audit:
         columns = {"name": self.names, "given": classes[self.given], "suggested": classes[self.suggested],
                    "score": self.score.round(6)}
         columns |= {f"soft {name}": share.round(4) for name, share in zip(classes, self.soft_label.T)}
-        return pd.DataFrame(columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
+        return pd.DataFrame(columns).iloc[self.order].reset_index(drop=True)
 
     def contact_sheet(self, faces: FaceSet, count: int = 48) -> Picture:
         """The most suspicious faces, each under its row in ``table``, its given label and what is suggested."""
         from ferlab import plots
 
-        top = np.argsort(-self.score, kind="stable")[:count]
+        top = self.order[:count]
         captions = [f"{rank}: {self.classes[self.given[i]]}\n{self.classes[self.suggested[i]]}?"
                     for rank, i in enumerate(top, 1)]
         return plots.face_grid(faces.images[top], captions, columns=8, size=1.5,
@@ -211,7 +216,7 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
     suggested = np.array(found.classes)[found.suggested[suspected]]
     paths["labels"] = directory / "suggested.csv"
     write_labels(paths["labels"], dict(zip(found.names[suspected].tolist(), suggested.tolist())))
-    write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False))
+    write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False, errors="surrogateescape"))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))
     write_whole(paths["npz"], lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]
     return paths

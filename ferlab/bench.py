@@ -56,7 +56,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        noise = self.noise if self.noise in ("none", "given") else f"{self.noise}{round(100 * self.rate)}"
+        noise = self.noise if self.noise in ("none", "given") else f"{self.noise}{100 * self.rate:g}"
         return f"{self.grid}-{self.method}-{self.schedule}-{noise}-{self.seed}"
 
 
@@ -86,7 +86,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         ("key", grid, keys), ("data set", [grid["data"]], benchmarks.NAMES),
         ("profile", [grid["profile"]], config.PROFILES),
         ("noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
-        ("setting", settings, vars(config.Config())),
+        ("setting", settings, vars(config.Config()).keys() - {"seed"}),
         ("method", [cell.settings["method"] for cell in cells if "method" in cell.settings], comparators.METHODS),
     ):
         for name in found:
@@ -137,6 +137,10 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
                                  share_warm_up=True)
     except FerlabError as error:
         return result | {"failed": str(error)}
+    except OSError:  # a full disk, say: of no method's making, and gone another time
+        raise
+    except Exception as error:
+        return result | {"failed": f"{type(error).__name__}: {error}"}
     scores = {
         name: trainer.evaluate(faces, mirror=True)
         for name, faces in zip(("valid", "test"), splits[1:], strict=True) if faces is not None and len(faces)

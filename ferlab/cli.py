@@ -405,6 +405,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     from ferlab import benchmarks, decisions, runs, training
 
     training.method_class(config.method)
+    if noise and split != "train":
+        raise FerlabError(f"--noise puts wrong labels among the training faces, and --split is {split}: leave one out.")
     numbers = parse_options(options)
     if name == "rendered":
         numbers = rendered_as_seen(config, profile_) | numbers

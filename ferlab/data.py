@@ -136,10 +136,15 @@ class FaceSet:
 
     @property
     def fingerprint(self) -> str:
-        """Short digest of what training is told: which faces, in which order and size, and the given labels."""
+        """Short digest of what training is told: which faces, in which order and size, and the given labels.
+
+        Of the pixels, those of 64 faces: all would take as long as to read the data set.
+        """
         names = range(len(self)) if self.names is None else self.names.tolist()
         told = hashlib.sha256(repr((self.dataset, self.classes, self.images.shape, list(names))).encode())
         told.update(self.labels.tobytes())
+        for i in np.unique(np.linspace(0, len(self) - 1, 64).astype(int)) if len(self) else ():
+            told.update(np.ascontiguousarray(self.images[i]).tobytes())
         if self.label_distribution is not None:
             told.update(self.label_distribution.tobytes())
         return told.hexdigest()[:16]

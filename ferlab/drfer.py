@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -25,14 +26,24 @@ from ferlab.training import Batch, Collection, Method, Trainer
 LEAST_CLEAN = 0.1  # share of each given class
 
 
+def split_epochs(config: Config) -> list[int]:
+    """After which epochs, from 1, a split is made: the warm-up, and every ``interval`` from there on.
+
+    With ``restarts`` rounds of training lie between them, and the last round lasts, with its split, to the end.
+    """
+    if config.split == "off":
+        return []
+    epochs = list(range(config.warm_up or config.interval, config.epochs + 1, config.interval))
+    if config.restarts and epochs and epochs[-1] < config.epochs:
+        epochs[max(1, len(epochs) - 1):] = [config.epochs]  # too short a rest belongs to the round before
+    return epochs
+
+
 def epochs_to_split(config: Config, epoch: int) -> int | None:
     """How many epochs after ``epoch`` (from 1) the next split is made, 0 = right after it; None = after this epoch no
     losses are collected, as none is made, or not soon enough to count for it."""
-    ahead = config.warm_up - epoch
-    if ahead < 0:
-        ahead %= config.interval
-    never = config.split == "off" or epoch + ahead > config.epochs
-    return None if never or ahead >= config.smooth_collections else ahead
+    ahead = next((split - epoch for split in split_epochs(config) if split >= epoch), None)
+    return None if ahead is None or ahead >= config.smooth_collections else ahead
 
 
 def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tensor:
@@ -111,15 +122,10 @@ class DRFERMethod(Method):
         return super().load_state_dict(state, strict, assign)
 
     def round_of(self, epoch: int) -> tuple[int, int]:
-        config = self.config
-        if config.split == "off" or not config.restarts:
-            return 0, config.epochs
-        if epoch < config.warm_up:
-            return 0, config.warm_up
-        last = max(1, (config.epochs - config.warm_up) // config.interval) - 1  # too short a rest belongs to it
-        number = min((epoch - config.warm_up) // config.interval, last)
-        start = config.warm_up + number * config.interval
-        return start, config.epochs if number == last else start + config.interval
+        if self.config.split == "off" or not self.config.restarts:
+            return 0, self.config.epochs
+        bounds = [0, *split_epochs(self.config)]
+        return next((start, end) for start, end in pairwise(bounds) if epoch < end)
 
     @property
     def noisy(self) -> Tensor:
@@ -255,6 +261,24 @@ class DRFERMethod(Method):
             self.clean_probability.cpu().numpy(), given, truth, self.config.clean_threshold
         ) | metrics.relabelling_quality(self.new_targets.cpu().numpy(), noisy, given, truth, self.faces.votes)
 
+    def labels_unseen(
+        self, scores: Tensor, precision: Tensor, probability: Tensor, given: Tensor, mixture: ClassMixture
+    ) -> tuple[Tensor, Tensor]:
+        """Clean probabilities [N] and soft labels [N, C] of faces that were not trained on, as if they had been."""
+        config, targets = self.config, F.one_hot(given, self.num_classes).float()
+        if config.split == "off":
+            return torch.ones_like(scores), targets
+        w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(scores)
+        if not config.relabelling:
+            return w, targets
+        soft = soft_labels(config, precision, probability, given, self.confusion)
+        if config.keep_given == "posterior":
+            w = soft.gather(1, given[:, None])[:, 0]
+        soft = with_given(soft, w, given, targets, config.keep_given)
+        if config.keep_given in ("none", "noisy"):  # only noisy faces are relabelled
+            soft = torch.where((w < config.clean_threshold)[:, None], soft, targets)
+        return w, soft
+
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
         """Beside what every method tells, of each face of each split:
 
@@ -278,13 +302,8 @@ class DRFERMethod(Method):
                 w, soft = self.clean_probability, self.new_targets
                 state["loss_history"] = self.history.cpu().numpy()
             else:
-                probability = torch.from_numpy(state["probability"]).to(embedding)
-                soft = soft_labels(self.config, precision, probability, given, self.confusion)
-                if self.config.keep_given == "posterior":
-                    w = soft.gather(1, given[:, None])[:, 0]
-                else:
-                    w = torch.from_numpy(mixture.predict(scores.cpu().numpy(), given.cpu().numpy())).to(embedding)
-                soft = with_given(soft, w, given, F.one_hot(given, self.num_classes), self.config.keep_given)
+                w, soft = self.labels_unseen(
+                    scores, precision, torch.from_numpy(state["probability"]).to(embedding), given, mixture)
             # one more than 10, as a face may find itself
             nearest = parallel.by_rows(lambda queries: nearest_neighbours(queries, gallery, 11), embedding)
             others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]

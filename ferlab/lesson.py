@@ -64,7 +64,7 @@ class Lesson:
         return self._train(changes, faces)
 
     def warm_up(self, **changes) -> Trainer:
-        """DR-FER as ``train`` would train it, but only until the first split: no label is yet doubted or new."""
+        """DR-FER as ``train`` would train it, but only until the first split: its network has seen no new label."""
         return self._train(changes, warm_up_only=True)
 
     def _train(self, changes: dict, faces: FaceSet | None = None, warm_up_only: bool = False) -> Trainer:

@@ -58,10 +58,15 @@ def by_rows(function: Callable[..., Any], *inputs: Tensor | None) -> Any:
 
     inputs: tensors [N, ...], all known to every process; None stays None. Every process receives the whole result; its
     gradients go back to the process that a row came from, summed over the processes.
+
+    Raises FerlabError where rows that are learned from cannot be shared equally.
     """
     count = next(len(x) for x in inputs if x is not None)
     if fabric() is None or not count:
         return function(*inputs)
+    if torch.is_grad_enabled() and count % fabric().world_size:
+        raise FerlabError(f"{count} faces of a batch (or of the share of it that is masked) cannot be parted equally "
+                          f"among {fabric().world_size} processes: give another batch_size, or fewer processes.")
     share = -(-count // fabric().world_size)
     own = (torch.arange(share) + fabric().global_rank * share).clamp(max=count - 1)  # the last fills up
     return _gather(function(*(None if x is None else x[own.to(x.device)] for x in inputs)), count)

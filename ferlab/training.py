@@ -124,6 +124,10 @@ class Trainer:
                  share_warm_up: bool = False):
         if splits.train is None or not len(splits.train):
             raise FerlabError("There are no training faces: give a data set with a train split.")
+        for name, faces in splits._asdict().items():
+            if faces is not None and faces.classes != splits.train.classes:
+                raise FerlabError(f"The {name} faces' classes are {', '.join(faces.classes)}, the training faces' "
+                                  f"{', '.join(splits.train.classes)}: bring them into one order with reorder.")
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
         self.share_warm_up = share_warm_up
         self.device = parallel.device()
@@ -136,7 +140,9 @@ class Trainer:
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         parallel.share(self.network, config.batch_size)
         self.optimizer = make_optimizer(config, self.network)
-        self.steps_per_epoch = max(1, len(self.train) // config.batch_size)
+        # two batches an epoch at least: the learning rate, which rises from 0, is 0 in a round's first step
+        self.batch_size = min(config.batch_size, max(2, len(self.train) // 2))
+        self.steps_per_epoch = max(1, len(self.train) // self.batch_size)
         self.epoch = 0
         self.records: list[dict] = []
 
@@ -175,7 +181,7 @@ class Trainer:
         self.network.train()
         total = torch.zeros(1, device=self.device)
         order = torch.randperm(len(self.train), generator=generator)
-        batches = self.batches(self.train, order, min(config.batch_size, len(order)))
+        batches = self.batches(self.train, order, self.batch_size)
         title = f"epoch {self.epoch + 1}/{config.epochs}"
         bar = tqdm(batches, title, self.steps_per_epoch, leave=False, disable=self.bar_off)
         for step, (images, index) in enumerate(bar):

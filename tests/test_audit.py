@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import os
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -129,6 +131,30 @@ def test_the_list_the_picture_and_the_arrays(audited):
         read(directory / "nowhere")
 
 
+def test_a_face_has_the_same_place_in_the_list_and_in_the_picture(monkeypatch):
+    """Also where scores differ by less than the list shows."""
+    rng, count = np.random.default_rng(0), 200
+    probability = np.float32(1 - rng.uniform(1e-9, 1e-6, (count, 3)))
+    given = rng.integers(0, 3, count)
+    probability[np.arange(count), given] = rng.uniform(1e-9, 1e-6, count)
+    found = Audit(np.arange(count).astype(str), CLASSES, given, probability, probability,
+                  np.zeros((count, 1), int), np.zeros(count, int))
+    assert len(set(found.table()["score"])) < len(set(found.score))
+    shown = {}
+    monkeypatch.setattr("ferlab.plots.face_grid", lambda images, captions, **more: shown.update(images=images))
+    found.contact_sheet(bars(count), 48)
+    listed = found.table()["name"][:48].astype(int)
+    assert np.array_equal(shown["images"], bars(count).images[listed])
+
+
+def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    found = replace(found_by_hand(), names=np.array([name, "b", "c"]))
+    faces = bars(3)
+    faces.names, faces.classes = found.names, CLASSES
+    assert b"caf\xe9.png" in write(found, faces, tmp_path)["csv"].read_bytes()
+
+
 def test_truth_and_votes_are_not_used(audited, tmp_path):
     _, faces, found, _ = audited
     blind = bars(150, wrong=0.2)
@@ -185,8 +211,10 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     suggested = read_labels(tmp_path / "suggested.csv")  # as ferlab train --labels does
     assert suggested == dict(zip(suspected.name, suspected.suggested, strict=True)) and suggested
     assert ferlab(*command).out == outcome.out  # nothing is trained again
-    told = ferlab(*command[:-1], tmp_path, "--split", "valid", "--noise", "symmetric")
+    told = ferlab(*command[:-1], tmp_path, "--noise-rate", 0.3)
     assert told.code == 2 and "another directory" in told.err
+    told = ferlab(*command, "--split", "valid")
+    assert told.code == 2 and "--split is valid: leave one out" in told.err
 
     corrected = tmp_path / "corrected.csv"
     (tmp_path / "suggested.csv").rename(corrected)

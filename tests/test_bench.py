@@ -108,13 +108,16 @@ def test_the_run_of_a_cell_can_be_explored(tmp_path):
 
 
 def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
-    schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1}}
+    schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1},
+                 "deep": {"epochs": 1, "backbone": "resnet18", "batch_size": 1}}  # PyTorch refuses one value a channel
     path = grid_file(tmp_path, seeds=[3], schedules=schedules)
     run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
     (made,) = read_results(tmp_path / "results")
-    (failed,) = read_failures(tmp_path / "results").items()
-    assert made["schedule"] == "one" and failed[0] == "tiny-plain-wild-symmetric30-3" and "not a number" in failed[1]
-    written = json.loads((tmp_path / "results" / f"{failed[0]}.json").read_text())
+    failed = read_failures(tmp_path / "results")
+    assert made["schedule"] == "one" and len(failed) == 2
+    assert "not a number" in failed["tiny-plain-wild-symmetric30-3"]
+    assert "ValueError: Expected more than 1 value" in failed["tiny-plain-deep-symmetric30-3"]
+    written = json.loads((tmp_path / "results" / "tiny-plain-wild-symmetric30-3.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == []
 
@@ -169,10 +172,17 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"noise": [["loud", 0.1]]}, 'no noise "loud".*symmetric'), ({"profile": "slow"}, 'no profile "slow".*quick'),
     ({"methods": {"x": {"method": "scm"}}}, 'no method "scm".*scn'),
     ({"schedules": {"x": {"epoch": 3}}}, 'no setting "epoch".*epochs'),
+    ({"schedules": {"x": {"seed": 3}}}, 'no setting "seed"'),
 ])
 def test_an_unknown_word_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
         read_grid(grid_file(tmp_path, **changes))
+
+
+def test_every_cell_has_a_name_of_its_own(tmp_path):
+    cells = read_grid(grid_file(tmp_path, noise=[["symmetric", 0.12], ["symmetric", 0.125], ["symmetric", 0.3]]))
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert any("symmetric30-" in cell.name for cell in cells)
 
 
 def test_schedules_are_chosen_by_valid_on_the_first_seed():

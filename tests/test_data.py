@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -155,6 +157,17 @@ def test_a_face_set_coerces_and_counts():
     assert faces.labels.dtype == faces.truth.dtype == np.int64 and faces.votes.dtype == np.float32
     assert len(faces) == 40 and faces.class_counts.tolist() == [5] * 8
     assert len(some_faces(0)) == 0
+
+
+def test_the_fingerprint_is_of_names_labels_and_pixels():
+    def fingerprint(**changes):
+        return dataclasses.replace(some_faces(names=np.arange(40).astype(str)), **changes).fingerprint
+
+    assert fingerprint() == fingerprint() and some_faces(0).fingerprint
+    other = some_faces().images.copy()
+    other[39] += 1
+    assert len({fingerprint(), fingerprint(names=np.arange(1, 41).astype(str)), fingerprint(images=other),
+                fingerprint(labels=np.arange(40)[::-1] % 8)}) == 4
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -10,7 +10,7 @@ from test_training import bars, settings, weights
 
 from ferlab.confusion import label_posterior
 from ferlab.data import Splits
-from ferlab.drfer import DRFERMethod, generalised_cross_entropy
+from ferlab.drfer import DRFERMethod, generalised_cross_entropy, split_epochs
 from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
 from ferlab.retrieval import class_average_precision, relabel
@@ -255,9 +255,8 @@ def test_splits_follow_the_schedule():
     for epoch in range(1, 13):
         if "split" in method.after_epoch(epoch, trainer):
             split.append(epoch)
-    assert split == [4, 7, 10]  # and not at 13, after the end
-    # the collections that a split averages are those of its epoch and just before
-    assert {3, 4, 6, 7, 9, 10} <= set(collected) and min(collected) >= 2
+    assert split == [4, 7, 12]  # not at 10, in the middle of the last round
+    assert collected == [3, 4, 6, 7, 11, 12]  # what a split averages: its epoch and the one before
 
 
 @pytest.mark.parametrize("changes, rounds", [
@@ -272,6 +271,12 @@ def test_rounds_lie_between_the_splits(changes, rounds):
     method = prepared(**changes)[0].method
     assert list(dict.fromkeys(method.round_of(epoch) for epoch in range(12))) == rounds
     assert all(start <= epoch < end for epoch in range(12) for start, end in [method.round_of(epoch)])
+    if len(rounds) > 1:
+        assert split_epochs(method.config) == [end for _, end in rounds]
+
+
+def test_without_restarts_there_is_a_split_every_interval():
+    assert split_epochs(prepared(epochs=12, warm_up=4, interval=3, restarts=False)[0].config) == [4, 7, 10]
 
 
 def test_the_learning_rate_rises_and_falls_in_every_round(monkeypatch):
@@ -360,6 +365,21 @@ def test_average_precision_of_a_clean_face_is_without_itself(trained):
         expected = class_average_precision(embedding[[row]], embedding[gallery], labels[gallery], 3,
                                            balanced=kind == "balanced", chance_corrected=kind == "chance")
         assert np.allclose(state["average_precision"][row], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"keep_given": "none"}, {"keep_given": "noisy"}, {"relabelling": False},
+                                     {"split": "off"}], ids=str)
+def test_unseen_faces_are_labelled_as_if_they_had_been_trained_on(changes):
+    faces = bars(240, wrong=0.25)
+    trained = train(settings(**{"method": "drfer", "split": "shared", "epochs": 6, "warm_up": 4, "interval": 2}
+                             | changes), Splits(faces, bars(90, wrong=0.25), None))
+    for name, state in trained.method.states(trained).items():
+        given = np.eye(3)[getattr(trained.splits, name).labels]
+        noisy = state["clean_probability"] < trained.config.clean_threshold
+        assert np.array_equal(state["soft_label"][~noisy], given[~noisy]) and (~noisy).any()
+        assert noisy.any() == (trained.config.split != "off")
+        kept = np.array_equal(state["soft_label"][noisy], given[noisy])
+        assert kept == (trained.config.split == "off" or not trained.config.relabelling)
 
 
 @pytest.mark.parametrize("clean", [1, 4, 10])

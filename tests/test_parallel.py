@@ -33,7 +33,7 @@ def runs(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory):
     script.write_text(COMMAND)
 
     def train(method: str, name: str, *settings: str) -> tuple[subprocess.CompletedProcess, Path]:
-        launcher = [*TORCHRUN, "--"] if name == "two" else []
+        launcher = [*TORCHRUN, "--"] if name.startswith("two") else []
         options = [part for setting in settings for part in ("--set", setting)]
         run = folder / method / name
         command = [sys.executable, *launcher, str(script), "train", "--data", "folder", "--root", str(toy_faces),
@@ -44,7 +44,8 @@ def runs(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory):
     return train
 
 
-SETTINGS = {"drfer": ("batch_size=16", "epochs=3", "warm_up=1"), "scn": ("batch_size=16", "epochs=2")}
+SETTINGS = {"drfer": ("batch_size=16", "epochs=3", "warm_up=1"), "scn": ("batch_size=16", "epochs=2"),
+            "rul": ("batch_size=16", "epochs=2")}  # which has batch statistics of embeddings, too
 
 
 @pytest.mark.parametrize("method", SETTINGS)
@@ -74,10 +75,14 @@ def test_two_processes_go_on_from_a_checkpoint(runs):
     assert "epoch 1/3" not in again.stdout
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(runs):
-    done, run = runs("plain", "two", "batch_size=15", "epochs=1")
+@pytest.mark.parametrize("method, size, told", [
+    ("plain", 15, "batch_size is 15: give a multiple of the 2 processes."),
+    ("drfer", 12, "3 faces of a batch (or of the share of it that is masked) cannot be parted equally"),
+])
+def test_a_batch_that_the_processes_cannot_share_is_refused(runs, method, size, told):
+    done, run = runs(method, "two, unequal", f"batch_size={size}", "epochs=2", "warm_up=1")
     assert done.returncode != 0
-    assert "batch_size is 15: give a multiple of the 2 processes." in done.stderr
+    assert told in done.stderr
     assert not (run / "checkpoint.pt").exists()
 
 

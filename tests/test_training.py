@@ -237,8 +237,23 @@ def test_splits_that_are_missing_or_empty():
     with pytest.raises(FerlabError, match="no training faces"):
         Trainer(settings(), Splits(faces.subset([]), faces, None))
     assert len(train(settings(epochs=1), Splits(faces, faces.subset([]), None)).records) == 1
-    few = train(settings(epochs=1, batch_size=128), Splits(bars(20), None, None))  # fewer than a batch
-    assert few.steps_per_epoch == 1
+
+
+def test_splits_of_another_class_order_are_refused():
+    faces = bars(12)
+    with pytest.raises(FerlabError, match="valid faces' classes are.*reorder"):
+        Trainer(settings(), Splits(faces, faces.reorder(faces.classes[::-1]), None))
+
+
+@pytest.mark.parametrize("count, steps", [(20, 2), (200, 2), (3, 1)])
+def test_few_faces_are_learned_from_in_more_than_one_step(count, steps):
+    """The first step of a round has a learning rate of 0."""
+    trainer = Trainer(settings(epochs=1, batch_size=128), Splits(bars(count), None, None))
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    trainer.fit()
+    assert trainer.steps_per_epoch == steps
+    moved = any(not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert moved == (steps > 1)
 
 
 def test_unknown_methods_are_refused():

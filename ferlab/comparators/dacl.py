@@ -26,6 +26,8 @@ from ferlab.training import Batch
 
 
 class DACLNetwork(Backbone):
+    by_face = (*Backbone.by_face, "weights")
+
     def __init__(self, config: Config, num_classes: int):
         super().__init__(config, num_classes)
         width = self.embedding_dimensions - config.local_dimensions

@@ -25,6 +25,7 @@ from ferlab.training import Batch
 
 
 class RULNetwork(Backbone):
+    by_face = (*Backbone.by_face, "gaussians")
     dimensions = 64
 
     def __init__(self, config: Config, num_classes: int):
@@ -35,6 +36,10 @@ class RULNetwork(Backbone):
         )
         self.embedding_dimensions = self.dimensions
         self.classifier = nn.Linear(self.dimensions, num_classes)
+
+    def gaussians(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of each face's embedding, [B, dimensions] both."""
+        return self.mean(vector), self.log_variance(vector)
 
     def forward(self, x: Tensor) -> Features:
         parts = self.parts(x)
@@ -47,8 +52,7 @@ class RUL(Comparator):
     smallest_batch = 2
 
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        vector = network.parts(batch.images).vector
-        mu, log_variance = network.mean(vector), network.log_variance(vector)
+        mu, log_variance = network.gaussians(network.parts(batch.images).vector)
         uncertainty = log_variance.float().exp().mean(1, keepdim=True)  # s, [B, 1]
         partner = torch.randperm(len(mu), generator=generator).to(mu.device)
         logits = network.classifier(mix(mu, uncertainty, partner))
