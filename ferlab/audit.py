@@ -94,6 +94,21 @@ class Audit:
         return self.score > 0.5
 
     @property
+    def better(self) -> np.ndarray:
+        """bool [N], whether the suggested label is more likely than the given one."""
+        return self.soft_label.argmax(1) != self.given
+
+    @property
+    def agreement(self) -> float:
+        """Share of the faces that networks which have not seen them give their label."""
+        return float((self.probability.argmax(1) == self.given).mean())
+
+    @property
+    def learned(self) -> bool:
+        """Whether the agreement is at least a tenth above that of who always names the most frequent class."""
+        return bool(self.agreement >= np.bincount(self.given).max() / len(self.given) + 0.1)
+
+    @property
     def suggested(self) -> np.ndarray:
         """The most likely class but the given one, int [N]."""
         return self._others.argmax(1)
@@ -162,11 +177,12 @@ def audit(
             raise FerlabError(f"{file} cannot be read ({type(error).__name__}): delete it and audit again.") from error
         agree = (probability.argmax(1) == faces.labels)[fold == k].mean()
         tell(f"fold {k + 1}/{folds}: the network gives {100 * agree:.1f} % of the faces it has not seen their label")
-    agree, most = (probability.argmax(1) == faces.labels).mean(), faces.class_counts.max() / len(faces)
-    if agree < most + 0.1:
+    found = Audit(names, faces.classes, faces.labels, probability, precision, neighbours, fold)
+    if not found.learned:
+        most = faces.class_counts.max() / len(faces)
         tell(f"The networks have hardly learned from these {len(faces):,} faces ({100 * most:.1f} % are of one class): "
-             "do not trust the list; train longer (--set epochs=...) or give more faces.")
-    return Audit(names, faces.classes, faces.labels, probability, precision, neighbours, fold)
+             "do not trust the list; audit into another --out with more epochs (--set epochs=...) or more faces.")
+    return found
 
 
 def fold_of(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
@@ -200,7 +216,7 @@ def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
 
 def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) -> dict[str, Path]:
     """suspicious.csv (``table``), suspicious.png (``contact_sheet``), audit.npz, and suggested.csv, the suggested
-    labels where the given one is more likely wrong than right, as training takes them; all in ``directory``.
+    labels where they are ``better`` than the given ones, as training takes them; all in ``directory``.
 
     The picture shows the data set's own faces: whether it may be passed on is a question of the data set's terms.
     """
@@ -212,10 +228,10 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
               "neighbours": found.neighbours, "fold": found.fold}
     if faces.truth is not None:
         arrays["truth"] = faces.truth  # for benchmarks/audit.py
-    suspected = found.suspected
-    suggested = np.array(found.classes)[found.suggested[suspected]]
+    rows = found.better
+    suggested = np.array(found.classes)[found.suggested[rows]]
     paths["labels"] = directory / "suggested.csv"
-    write_labels(paths["labels"], dict(zip(found.names[suspected].tolist(), suggested.tolist())))
+    write_labels(paths["labels"], dict(zip(found.names[rows].tolist(), suggested.tolist())))
     write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False, errors="surrogateescape"))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))
     write_whole(paths["npz"], lambda path: np.savez(path, **arrays))  # type: ignore[arg-type]

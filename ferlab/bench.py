@@ -180,10 +180,13 @@ def run_grid(
 ) -> list[str]:
     """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run here.
 
-    only: cells whose name contains it. Raises FerlabError for a file that is no grid.
+    only: cells whose name contains it. Raises FerlabError for a file that is no grid, and for results that were made
+    when the grid had other settings.
     """
     results = Path(results)
     cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
+    if there := _made_before(cells, results):
+        print(f"{there} results are in {results} already", flush=True)
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
     names = {cell.name for cell in cells}
@@ -191,6 +194,22 @@ def run_grid(
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
     later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
     return done + _run(later, results, Path(runs_folder), jobs)
+
+
+def _made_before(cells: list[Cell], results: Path) -> int:
+    """How many of the cells have a result; FerlabError for one that was made with other settings than theirs."""
+    made = {result["name"]: result for result in _read_all(results)}
+    for cell in (cells := [cell for cell in cells if cell.name in made]):
+        result = made[cell.name]
+        obeyed = _obeyed(result["settings"]).keys() & result["settings"].keys()
+        was = [f"{key} {result[key]}" for key in ("data", "options", "profile", "rate")
+               if result[key] != getattr(cell, key)]
+        was += [f"{key} {result['settings'][key]}" for key, value in cell.settings.items()
+                if key in obeyed and result["settings"][key] != value]
+        if was:
+            raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
+                              "and its run, give the cell another name, or give other --results.")
+    return len(cells)
 
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:

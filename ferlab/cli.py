@@ -140,7 +140,10 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     splits = benchmarks.load(name, root, rule=rule, skip_bad=skip_bad, holdout=holdout, noise=noise,
                              noise_rate=noise_rate or 0.0, noise_seed=config.seed, progress=progress, **numbers)
     if new_labels is not None and splits.train is not None:
-        splits = splits._replace(train=decisions.with_labels(splits.train, new_labels, str(labels)))
+        held = splits.valid if holdout else None  # it was among the labelled faces
+        splits = splits._replace(train=decisions.with_labels(splits.train, new_labels, str(labels), held))
+        if held is not None:
+            splits = splits._replace(valid=decisions.with_labels(held, new_labels, str(labels), splits.train))
     _tell_splits(splits)
 
     class Trainer(training.Trainer):
@@ -247,7 +250,7 @@ def percent(share: float | None) -> str:
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), help="As in the training. [default: the run's]")
 @click.option("--against", type=click.Choice(["reference", "given"]), default="reference", show_default=True,
               help="Labels to score against: the reference where there is one, or those that the data set gives "
-                   "(without the noise of a training).")
+                   "(without the noise of a training, but with its --labels).")
 @click.option("--mirror/--no-mirror", default=True, show_default=True,
               help="Average over each face and its mirror image; papers mostly do not.")
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
@@ -259,7 +262,7 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
 
     Data set, root and rule are the run's unless told otherwise. Only the split's own files need to be on disk.
     """
-    from ferlab import benchmarks, recogniser, runs
+    from ferlab import benchmarks, decisions, recogniser, runs
     from ferlab.evaluation import evaluate as score
 
     trained = recogniser.load_pretrained(directory)
@@ -282,6 +285,10 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
         there = [name for name, faces in splits._asdict().items() if faces is not None]
         has = f": it has {' and '.join(there)}" if there else ""
         raise FerlabError(f"{root or name} has no {split} faces{has}.")
+    corrected = Path(directory) / "labels.csv"
+    if former.get("data") == name and corrected.is_file() and (split == "train" or (split == "valid" and holdout)):
+        other = (splits.valid if split == "train" else splits.train) if holdout else None
+        faces = decisions.with_labels(faces, decisions.read_labels(corrected), corrected, other)
     result = score(trained, faces, against=against, mirror=mirror)
     if report is not None:
         runs.write_json(report, result)
@@ -428,7 +435,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if new_labels is not None:
         decisions.write_labels(directory / "labels.csv", new_labels)
     paths = auditing.write(found, faces, directory, count)
-    click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right")
+    click.echo(f"\n{int(found.suspected.sum()):,} of {len(faces):,} labels are more likely wrong than right, as far as "
+               f"the networks can tell: they give {percent(found.agreement)} of the faces their label, and their own "
+               "errors count as the labels'")
     quality = {} if faces.truth is None else found.quality(faces.truth)
     if quality.get("auroc") is not None:
         click.echo(f"against the reference: {percent(quality['wrong_share'])} of the labels are wrong; found with "
@@ -436,7 +445,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
     at_once = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
-               f"{paths['labels']}") if labels is None else f" (it starts from the labels of {labels})"
+               f"{paths['labels']}") if found.learned else ""
+    if labels is not None:
+        at_once = f" (it starts from the labels of {labels})"
     click.echo(f"Next: decide one by one with ferlab explore --run {directory}{at_once}")
 
 
@@ -619,7 +630,9 @@ def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None
 def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) -> None:
     """Run the trainings of a grid file, such as benchmarks/rendered.json.
 
-    An interrupted grid goes on where it stopped.
+    A grid names its data set and options, profile, seeds, kinds and rates of noise, methods with their settings, and
+    schedules, settings of which every method tries each with the first seed; the others take the one that did best on
+    the validation split. Run directories go to ./runs. An interrupted grid goes on where it stopped.
     """
     from ferlab.bench import run_grid
 

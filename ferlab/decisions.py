@@ -226,12 +226,17 @@ def read_labels(path: str | Path) -> dict[str, str]:
     return labels
 
 
-def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "The label file") -> FaceSet:
+def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "The label file",
+                elsewhere: FaceSet | None = None) -> FaceSet:
     """The same faces with other given labels; faces that are not listed keep theirs.
 
-    labels: {name: class name}. A soft label (``label_distribution``) gives way where the label changes. Raises
-    FerlabError for a name or class that is not there.
+    labels: {name: class name}; names of faces that are ``elsewhere``, as those held out, are passed over. A soft label
+    (``label_distribution``) gives way where the label changes. Raises FerlabError for a name or class that is not
+    there.
     """
+    if elsewhere is not None:
+        others = set(face_names(elsewhere).tolist())
+        labels = {name: label for name, label in labels.items() if name not in others}
     rows = _rows_of(faces, list(labels), path)
     new = faces.labels.copy()
     new[rows] = [_class_of(faces, label, name, path) for name, label in labels.items()]

@@ -204,15 +204,17 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
         raise FerlabError(f"{directory} does not tell its data set, as it was not made by ferlab train or audit: open "
                           "it in Python, with explorer.open_run(directory, faces).")
     holdout, noise, split = record.get("holdout", 0.0), record.get("noise"), record.get("split", "train")
-    faces = benchmarks.load(
+    loaded = benchmarks.load(
         name, root or record.get("root"), rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
         holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
         noise_seed=record.get("noise_seed", seed), splits=benchmarks.SPLITS if holdout else (split,), progress=progress,
-        **record.get("options", {}))._asdict()[split]
+        **record.get("options", {}))
+    faces = loaded._asdict()[split]
     if faces is None:
         raise FerlabError(f"{root or record.get('root') or name} has no {split} faces: give --root.")
     if record.get("labels"):
-        faces = with_labels(faces, read_labels(directory / "labels.csv"), directory / "labels.csv")
+        path = directory / "labels.csv"
+        faces = with_labels(faces, read_labels(path), path, loaded.valid if holdout else None)
     return faces
 
 

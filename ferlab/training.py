@@ -348,8 +348,10 @@ def method_class(name: str) -> type[Method]:
     if name not in comparators.NAMES:
         raise FerlabError(f'There is no method "{name}": choose one of {", ".join(comparators.METHODS)}.')
     module = importlib.import_module(f"ferlab.comparators.{name}")
-    return next(value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Method)
-                and value.__module__ == module.__name__)
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
+            return value
+    raise FerlabError(f"{module.__file__} has no method: write a subclass of training.Method there.")
 
 
 def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None,

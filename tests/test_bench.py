@@ -1,6 +1,7 @@
 """Grids of trainings: their cells, resuming, the choice of schedules, and the tables."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from ferlab.bench import (
     SETTING,
+    _made_before,
     audit_table,
     best_schedules,
     frame,
@@ -32,6 +34,7 @@ from ferlab.runs import Run
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
+GRIDS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {QUOTED})
 
 
 def grid_file(folder, **changes):
@@ -60,7 +63,7 @@ def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path,
     def cell_result(cell, results, runs_folder, wait):
         ran.append((cell.schedule, cell.seed))
         made = result(schedule=cell.schedule, seed=cell.seed, valid={"one": 0.4, "two": 0.6}[cell.schedule]) | {
-            "name": cell.name}
+            "name": cell.name, "settings": cell.settings, "options": cell.options, "profile": cell.profile}
         results.mkdir(exist_ok=True)
         (results / f"{cell.name}.json").write_text(json.dumps(made))
         return made
@@ -177,6 +180,30 @@ def test_two_processes_share_a_grid(tmp_path):
 def test_an_unknown_word_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
         read_grid(grid_file(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("change, told", [
+    ({"schedules": {"one": {"epochs": 2}}}, "epochs 1"), ({"options": {"train": 20}}, "options {'size': 32"),
+])
+def test_results_of_a_grid_with_other_settings_are_not_taken_for_its_own(tmp_path, capsys, change, told):
+    name = "tiny-plain-one-symmetric30-0"
+    grid = {"seeds": [0], "schedules": {"one": {"epochs": 1}},
+            "methods": {"plain": {"method": "plain", "robustness": 0}}}
+    (cell,) = read_grid(grid_file(tmp_path, **grid))
+    made = result() | {"name": name, "options": cell.options, "profile": "smoke", "rate": 0.3,
+                       "settings": {"method": "plain", "epochs": 1, "robustness": 1}}  # which plain does not obey
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{name}.json").write_text(json.dumps(made))
+    assert run_grid(grid_file(tmp_path, **grid), tmp_path / "results", runs_folder=tmp_path / "runs") == []
+    assert "1 results are in" in capsys.readouterr().out
+    with pytest.raises(FerlabError, match=re.escape(f"{name}.json was made with other settings ({told}")):
+        run_grid(grid_file(tmp_path, **grid | change), tmp_path / "results", runs_folder=tmp_path / "runs")
+
+
+def test_committed_results_are_of_the_committed_grids():
+    cells = [cell for path in GRIDS for cell in read_grid(path)]
+    assert _made_before(cells, ROOT / "benchmarks" / "results") == len(
+        list((ROOT / "benchmarks" / "results").glob("*.json")))
 
 
 def test_every_cell_has_a_name_of_its_own(tmp_path):
@@ -336,8 +363,7 @@ def test_what_is_no_grid_is_told(tmp_path, text):
         read_grid(tmp_path / "grid.json")
 
 
-@pytest.mark.parametrize("path", sorted(set((ROOT / "benchmarks").glob("*.json")) - {QUOTED}),
-                         ids=lambda path: path.name)
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.name)
 def test_committed_grids_can_be_read(path):
     cells = read_grid(path)
     assert cells and len({cell.name for cell in cells}) == len(cells)

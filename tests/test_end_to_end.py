@@ -10,13 +10,16 @@ import fakes
 import numpy as np
 import pytest
 import torch
+from conftest import write_toy_faces
 
 import ferlab as package
 from ferlab import benchmarks, training
 from ferlab.config import profile
 from ferlab.data import FaceSet
+from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
 from ferlab.evaluation import evaluate
+from ferlab.explorer import judged_faces
 from ferlab.runs import Run
 
 
@@ -209,6 +212,31 @@ def perfect(classes: tuple[str, ...], order: tuple[str, ...] = ()) -> SimpleName
         return probabilities / probabilities.sum(1, keepdims=True)
 
     return SimpleNamespace(classes=classes, predict=predict, about={}, config=profile("smoke"))
+
+
+def test_corrected_labels_reach_the_faces_held_out_and_their_scores(ferlab, tmp_path: Path):
+    """A corrected folder has one list of labels; what is held out of it was judged, too."""
+    root, run, file = tmp_path / "faces", tmp_path / "run", tmp_path / "corrected.csv"
+    (write_toy_faces(tmp_path / "parts", {"train": 12}) / "train").rename(root)  # <class>/ alone
+    faces = benchmarks.load("folder", root).train
+    other = [faces.classes[(label + 1) % 3] for label in faces.labels]
+    write_labels(file, dict(zip(faces.names.tolist(), other)))
+    command = ("train", "--data", "folder", "--root", root, "--profile", "smoke", "--method", "plain", "--holdout",
+               0.25, "--set", "epochs=1", "--set", "batch_size=16", "--labels", file, "--run", run)
+    assert ferlab(*command).code == 0
+    kept = benchmarks.load("folder", root, holdout=0.25)
+    named = dict(zip(faces.names.tolist(), other))
+    judged = judged_faces(run)
+    assert [judged.classes[c] for c in judged.labels] == [named[name] for name in kept.train.names]
+    for split, count in (("train", 27), ("valid", 9)):
+        outcome = ferlab("evaluate", "--run", run, "--split", split, "--json", tmp_path / "scores.json")
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        expected = [named[name] for name in getattr(kept, split).names]
+        assert scores["against"] == "given" and "against the given labels" in outcome.out and scores["faces"] == count
+        assert scores["counts"] == {name: expected.count(name) for name in faces.classes}
+    file.write_text("name,label\nnobody.png," + faces.classes[0] + "\n")
+    told = ferlab(*command[:-1], tmp_path / "other")
+    assert told.code == 2 and "nobody.png, which is none of" in told.err
 
 
 def marked(classes: tuple[str, ...], labels: list[int], **more) -> FaceSet:
