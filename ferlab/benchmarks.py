@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import warnings
@@ -629,7 +630,8 @@ def _affectnet_2021(files: _Files, split: str, ask: _Ask) -> _Rows | None:
     if wrong and not ask.skip_bad:
         path, reason = next(iter(wrong.items()))
         raise FerlabError(f"{len(wrong):,} of {len(ids):,} AffectNet annotations in {files.root} are of no use (first: "
-                          f"{path}: {reason}); unpack them again, or leave their images out with skip_bad=True.")
+                          f"{path}: {reason}); unpack them again, or leave their images out with --skip-bad "
+                          "(in Python, skip_bad=True).")
     skipped = [name for name, label in zip(names, labels) if label == -2]
     labelled = np.flatnonzero(labels != -2)
     return _rows(files, "affectnet", split, f"{folder}/images/", [names[i] for i in labelled], labels[labelled],
@@ -799,7 +801,8 @@ def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, d
         except FerlabError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a broken file makes Pillow, zlib or zipfile raise
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return re.sub(r" <[^>]* at 0x[0-9a-f]+>", "", said)  # which file it is, is told beside it
 
     def mended(i: int) -> bool:
         return i not in missing and not isinstance(decode(i), str)
@@ -886,7 +889,8 @@ def _complain(rows: _Rows, bad: dict[int, str]) -> None:
     if lacking and len(faulty) == needed.sum():
         mend = "are the folders mixed up? Unpack the data set again"
     raise FerlabError(f"{len(faulty):,} of {needed.sum():,} {rows.split} images in {rows.root} {wrong} (first: "
-                      f"{rows.base}{rows.names[faulty[0]]}{reason}); {mend}, or leave them out with skip_bad=True.")
+                      f"{rows.base}{rows.names[faulty[0]]}{reason}); {mend}, or leave them out "
+                      "with --skip-bad (in Python, skip_bad=True).")
 
 
 def _pack_folder(cache: str | Path | None) -> Path:

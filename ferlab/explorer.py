@@ -46,6 +46,9 @@ from ferlab.retrieval import class_average_precision, nearest_neighbours, retrie
 from ferlab.runs import Run
 
 SIDE = 72  # pixels of a thumbnail
+# what a served page may load: Voila's template asks others for icons, which the explorer does not use
+ALONE = ("default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws://127.0.0.1:*; "
+         "frame-ancestors 'self'")
 COLUMNS, ROWS = 6, 6  # thumbnails of a page
 NEIGHBOURS = 8
 ANY = -1  # in a Dropdown
@@ -973,4 +976,5 @@ def serve(directory: str | Path, name: str | None = None, root: str | Path | Non
         page.initialize([str(path), "--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.log_level=ERROR",
                          "--Voila.open_browser=True", f"--Voila.connection_dir_root={folder}"])
         page.token = token
+        page.tornado_settings = {"headers": {"Content-Security-Policy": ALONE}}
         page.start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -89,10 +90,15 @@ def _styled(plot: _Plot) -> _Plot:
     return cast(_Plot, styled)
 
 
+def _brief(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
 def class_colours(classes: Sequence[str]) -> list[str]:
-    """A colour for each class: its own for the eight emotions (by name), those in turn for any other names."""
-    others = list(EMOTIONS.values())
-    return [EMOTIONS.get(name, others[i % len(others)]) for i, name in enumerate(classes)]
+    """A colour for each class: its own for the eight emotions (by name), the rest of those in turn for other names."""
+    rest = [colour for name, colour in EMOTIONS.items() if name not in classes] or list(EMOTIONS.values())
+    others = itertools.cycle(rest)
+    return [EMOTIONS[name] if name in EMOTIONS else next(others) for name in classes]
 
 
 def _ink(colour: str) -> str:
@@ -513,7 +519,9 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         title(axes, name)
         axes.tick_params(labelsize=9, length=2)
         if not i:
-            axes.set_yticks(range(len(classes)), classes, fontsize=11)
+            longest = max(map(len, classes))
+            axes.set_yticks(range(len(classes)), [_brief(name, 14) for name in classes],
+                            fontsize=min(11, max(7, 105 / longest)))
             axes.tick_params(axis="y", length=0)
             for c, text in enumerate(axes.get_yticklabels()):
                 text.set_color(WRONG if c == given != new else "black")
@@ -531,7 +539,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
             axes.imshow(each, vmin=0, vmax=255, extent=(left, left + 1, 1, 0), aspect="auto",
                         interpolation="nearest" if side <= 64 else None)
             axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
-            axes.text(left + 0.5, 1.08, f"{i + 1}  {classes[label]}", fontsize=10, ha="center", va="top")
+            axes.text(left + 0.5, 1.08, f"{i + 1}  {_brief(classes[label], 10)}", fontsize=10, ha="center", va="top")
 
     if split is None:
         return figure

@@ -167,7 +167,8 @@ def edit(path, old, new, count=1):
     (lambda root: [(root / "FER2013Train").rename(root / "x"), (root / "FER2013Valid").rename(root / "FER2013Train"),
                    (root / "x").rename(root / "FER2013Valid")], "folders mixed up"),
     (lambda root: (root / "FER2013Train/fer0000003.png").write_text("no image"),
-     r"1 of 14 train images in .* cannot be read \(first: FER2013Train/fer0000003\.png: cannot identify.*\); replace"),
+     r"1 of 14 train images in .* cannot be read \(first: FER2013Train/fer0000003\.png: "
+     r"cannot identify image file\); replace.*--skip-bad"),
 ])
 def test_what_is_wrong_with_fer_is_told(root, spoil, said):
     fakes.fer(root)

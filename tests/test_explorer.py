@@ -687,6 +687,9 @@ def test_as_a_page(page, run: Path, tmp_path: Path):
     try:
         assert server.stdout is not None
         address = next(found.group() for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1\S+", line)))
+        asked, refused = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("requestfailed", lambda request: refused.append(request.url) if request.failure == "csp" else None)
         page.goto(address.split("?")[0])
         assert page.locator(".ferlab-gallery").count() == 0 and "login" in page.url  # not without the token
         page.goto(address, wait_until="commit")
@@ -696,6 +699,8 @@ def test_as_a_page(page, run: Path, tmp_path: Path):
         page.wait_for_selector(".ferlab-gallery .tile.decided")
         assert on_disk(tmp_path / "log.csv") == [(name, "choose", "low")]
         page.screenshot(path=str(tmp_path / "page.png"))
+        outside = [url for url in asked if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))]
+        assert set(outside) <= set(refused)  # nobody else hears of it
     finally:
         server.terminate()
         server.wait(60)

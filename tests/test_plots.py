@@ -75,6 +75,7 @@ def test_an_emotion_keeps_its_colour_in_any_order_and_others_get_one():
     assert plots.class_colours(("fear", "anger")) == [EMOTIONS["fear"], EMOTIONS["anger"]]
     assert len(set(plots.class_colours([f"class {i}" for i in range(8)]))) == 8
     assert len(plots.class_colours([f"class {i}" for i in range(20)])) == 20
+    assert len(set(plots.class_colours(["happiness", "scorn", "awe", "fear"]))) == 4
 
 
 def test_text_is_legible_and_the_style_stays_in_the_pictures():
