@@ -144,7 +144,7 @@ def test_the_evidence_is_what_the_split_looked_at():
     loss = known.history[-2:].mean(0)
     assert known.evidence == pytest.approx(np.sqrt(loss), abs=1e-5)
     assert replace(known, config=known.config.replace(evidence="loss")).evidence == pytest.approx(loss)
-    assert known.collected == [19, 20, 24, 25]
+    assert known.collected == [19, 20, 28, 29]
     margin = replace(known, config=known.config.replace(evidence="margin"))
     assert margin.evidence == pytest.approx(-Relabelling(known, Settings.of(known.config)).margin, abs=1e-6)
 

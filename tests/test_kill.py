@@ -139,7 +139,7 @@ def test_killed_again_and_again_at_random(seed, unbroken, tmp_path):
     killed = 0
     for _ in range(5):
         process = start(tmp_path)
-        process.join(draw.uniform(0, seconds))
+        process.join(draw.uniform(0, 0.6 * seconds))  # a busy machine may have held up the unbroken one
         killed += process.is_alive()
         process.kill()
         process.join()

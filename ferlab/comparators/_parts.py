@@ -27,7 +27,7 @@ class Parts(NamedTuple):
 class Backbone(DRFER):
     """The network that plain trains, weight for weight; a comparator adds its heads to it."""
 
-    by_face = ("parts", "reconstruct")
+    by_face: tuple[str, ...] = ("parts", "reconstruct")
 
     def parts(self, x: Tensor) -> Parts:
         """x: float [B, 3, size, size], standardised."""
