@@ -139,11 +139,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     _check_same(run, data)
     splits = benchmarks.load(name, root, rule=rule, skip_bad=skip_bad, holdout=holdout, noise=noise,
                              noise_rate=noise_rate or 0.0, noise_seed=config.seed, progress=progress, **numbers)
-    if new_labels is not None and splits.train is not None:
-        held = splits.valid if holdout else None  # it was among the labelled faces
-        splits = splits._replace(train=decisions.with_labels(splits.train, new_labels, str(labels), held))
-        if held is not None:
-            splits = splits._replace(valid=decisions.with_labels(held, new_labels, str(labels), splits.train))
+    if new_labels is not None:
+        splits = decisions.relabelled(splits, new_labels, str(labels), holdout=holdout)
     _tell_splits(splits)
 
     class Trainer(training.Trainer):
@@ -280,15 +277,14 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     holdout = holdout or 0.0
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout,
                              progress=progress, splits=SPLITS if holdout else (split,), **given)
+    corrected = Path(directory) / "labels.csv"
+    if former.get("data") == name and corrected.is_file():
+        splits = decisions.relabelled(splits, decisions.read_labels(corrected), corrected, holdout=holdout)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         there = [name for name, faces in splits._asdict().items() if faces is not None]
         has = f": it has {' and '.join(there)}" if there else ""
         raise FerlabError(f"{root or name} has no {split} faces{has}.")
-    corrected = Path(directory) / "labels.csv"
-    if former.get("data") == name and corrected.is_file() and (split == "train" or (split == "valid" and holdout)):
-        other = (splits.valid if split == "train" else splits.train) if holdout else None
-        faces = decisions.with_labels(faces, decisions.read_labels(corrected), corrected, other)
     result = score(trained, faces, against=against, mirror=mirror)
     if report is not None:
         runs.write_json(report, result)
@@ -444,11 +440,13 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"AUROC {quality['auroc']:.3f}, average precision {quality['average_precision']:.3f}; "
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
-    at_once = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
-               f"{paths['labels']}") if found.learned else ""
+    then = ""
     if labels is not None:
-        at_once = f" (it starts from the labels of {labels})"
-    click.echo(f"Next: decide one by one with ferlab explore --run {directory}{at_once}")
+        then = f" (it starts from the labels of {labels})"
+    elif found.learned:
+        then = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
+                f"{paths['labels']}")
+    click.echo(f"Next: decide one by one with ferlab explore --run {directory}{then}")
 
 
 # -------------------------------------------------------------------------------------------------------------- data

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ferlab.data import FaceSet
+from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 from ferlab.runs import write_whole
 
@@ -226,17 +226,12 @@ def read_labels(path: str | Path) -> dict[str, str]:
     return labels
 
 
-def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "The label file",
-                elsewhere: FaceSet | None = None) -> FaceSet:
+def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "The label file") -> FaceSet:
     """The same faces with other given labels; faces that are not listed keep theirs.
 
-    labels: {name: class name}; names of faces that are ``elsewhere``, as those held out, are passed over. A soft label
-    (``label_distribution``) gives way where the label changes. Raises FerlabError for a name or class that is not
-    there.
+    labels: {name: class name}. A soft label (``label_distribution``) gives way where the label changes. Raises
+    FerlabError for a name or class that is not there.
     """
-    if elsewhere is not None:
-        others = set(face_names(elsewhere).tolist())
-        labels = {name: label for name, label in labels.items() if name not in others}
     rows = _rows_of(faces, list(labels), path)
     new = faces.labels.copy()
     new[rows] = [_class_of(faces, label, name, path) for name, label in labels.items()]
@@ -246,6 +241,17 @@ def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "T
     text = f"{int(changed.sum()):,} labels changed by a file"
     return replace(faces, labels=new, label_distribution=soft,
                    noise=f"{faces.noise}; {text}" if faces.noise else text)
+
+
+def relabelled(splits: Splits, labels: Mapping[str, str], path: str | Path, split: str = "train",
+               holdout: float = 0.0) -> Splits:
+    """``with_labels`` for a split, and with a ``holdout`` for ``valid``, too, whose faces were among its own."""
+    names = (split, "valid") if holdout else (split,)
+    found = {name: faces for name in names if (faces := getattr(splits, name)) is not None}
+    where = {face: name for name, faces in found.items() for face in face_names(faces).tolist()}
+    return splits._replace(**{
+        name: with_labels(faces, {face: label for face, label in labels.items() if where.get(face, name) == name}, path)
+        for name, faces in found.items()})
 
 
 def _rows_of(faces: FaceSet, names: list[str], path: str | Path) -> np.ndarray:

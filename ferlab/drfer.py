@@ -24,6 +24,7 @@ from ferlab.retrieval import class_average_precision, nearest_neighbours, relabe
 from ferlab.training import Batch, Collection, Method, Trainer
 
 LEAST_CLEAN = 0.1  # share of each given class
+ONLY_NOISY = ("none", "noisy")  # keep_given under which clean faces keep their labels
 
 
 def split_epochs(config: Config) -> list[int]:
@@ -65,18 +66,23 @@ def soft_labels(config: Config, precision: Tensor, probability: Tensor, given: T
     return soft
 
 
-def with_given(soft: Tensor, w: Tensor, given: Tensor, targets: Tensor, keep_given: str) -> Tensor:
+def with_given(
+    soft: Tensor, w: Tensor, given: Tensor, targets: Tensor, noisy: Tensor, keep_given: str
+) -> Tensor:
     """New labels [B, C], rows sum to 1, of soft ones [B, C] and what is kept of the given ones (ours).
 
-    w: [B], clean probability; given: int [B]; targets: [B, C], the given labels as rows. keep_given: "none", nothing;
-    "posterior", a share w, and the other classes have the rest; else the mean of both, weighed by w.
+    w: [B], clean probability; given: int [B]; targets: [B, C], the given labels as rows; noisy: bool [B]. keep_given:
+    "none", nothing; "posterior", a share w, and the other classes have the rest; else the mean of both, weighed by w.
+    Under "none" and "noisy" clean faces keep their targets.
     """
-    if keep_given == "none":
-        return soft.float()
     if keep_given == "posterior":
         soft = soft.scatter(1, given[:, None], 0)
         soft = soft / soft.sum(1, keepdim=True).clamp(min=1e-12)
-    return (w[:, None] * targets + (1 - w[:, None]) * soft).float()
+    if keep_given != "none":
+        soft = w[:, None] * targets + (1 - w[:, None]) * soft
+    if keep_given in ONLY_NOISY:
+        soft = torch.where(noisy[:, None], soft, targets)
+    return soft.float()
 
 
 class DRFERMethod(Method):
@@ -208,7 +214,7 @@ class DRFERMethod(Method):
     def relabel(self, collected: Collection, judged: Tensor) -> None:
         """Set the new targets, and by Bayes' rule the clean probability of the ``judged`` faces, bool [N]."""
         config, embedding = self.config, collected.embedding
-        rows = self.noisy if config.keep_given in ("none", "noisy") else torch.ones_like(self.noisy)
+        rows = self.noisy if config.keep_given in ONLY_NOISY else torch.ones_like(self.noisy)
         clean, own = self.gallery_rows()
         soft = relabel(self.average_precision(embedding[rows], embedding[clean], self.given[clean], own[rows]),
                        config.sharpness)
@@ -216,8 +222,8 @@ class DRFERMethod(Method):
             soft, self.confusion = label_posterior(
                 collected.logits.softmax(1) * soft, self.given, config.temperature, config.aligned)
             self.judge(judged, soft.gather(1, self.given[:, None])[:, 0])
-        self.new_targets[rows] = with_given(
-            soft, self.clean_probability[rows], self.given[rows], self.targets[rows], config.keep_given)
+        self.new_targets[rows] = with_given(soft, self.clean_probability[rows], self.given[rows], self.targets[rows],
+                                            self.noisy[rows], config.keep_given)
 
     def gallery_rows(self) -> tuple[Tensor, Tensor]:
         """Rows of the clean training faces, int [M], and every training face's place there, int [N], -1 = none."""
@@ -274,10 +280,7 @@ class DRFERMethod(Method):
         soft = soft_labels(config, precision, probability, given, self.confusion)
         if config.keep_given == "posterior":
             w = soft.gather(1, given[:, None])[:, 0]
-        soft = with_given(soft, w, given, targets, config.keep_given)
-        if config.keep_given in ("none", "noisy"):  # only noisy faces are relabelled
-            soft = torch.where((w < config.clean_threshold)[:, None], soft, targets)
-        return w, soft
+        return w, with_given(soft, w, given, targets, w < config.clean_threshold, config.keep_given)
 
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
         """Beside what every method tells, of each face of each split:

@@ -36,7 +36,7 @@ from PIL import Image
 from ferlab import audit, benchmarks, plots
 from ferlab.config import Config
 from ferlab.data import FaceSet
-from ferlab.decisions import DecisionLog, face_names, read_labels, with_labels
+from ferlab.decisions import DecisionLog, face_names, read_labels, relabelled
 from ferlab.drfer import epochs_to_split, soft_labels, with_given
 from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians, evidence
@@ -212,12 +212,12 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
         holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
         noise_seed=record.get("noise_seed", seed), splits=benchmarks.SPLITS if holdout else (split,), progress=progress,
         **record.get("options", {}))
+    if record.get("labels"):
+        path = directory / "labels.csv"
+        loaded = relabelled(loaded, read_labels(path), path, split, holdout)
     faces = loaded._asdict()[split]
     if faces is None:
         raise FerlabError(f"{root or record.get('root') or name} has no {split} faces: give --root.")
-    if record.get("labels"):
-        path = directory / "labels.csv"
-        faces = with_labels(faces, read_labels(path), path, loaded.valid if holdout else None)
     return faces
 
 
@@ -319,7 +319,8 @@ class Relabelling:
         precision, given = torch.from_numpy(self.precision[rows]), known.given[rows].cpu()
         soft = soft_labels(config, precision, torch.from_numpy(known.probability[rows]), given, known.confusion)
         w, targets = torch.from_numpy(known.clean_probability[rows]), torch.from_numpy(known.targets[rows])
-        self.soft[rows] = with_given(soft, w, given, targets, config.keep_given).numpy()
+        noisy = torch.from_numpy(self.noisy[rows])
+        self.soft[rows] = with_given(soft, w, given, targets, noisy, config.keep_given).numpy()
         self.margin[rows] = retrieval_margin(precision, given).numpy()
 
     def neighbours(self, row: int, count: int = NEIGHBOURS) -> np.ndarray:
