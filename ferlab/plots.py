@@ -13,7 +13,7 @@ import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 import matplotlib as mpl
@@ -127,11 +127,16 @@ def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False) -
 
 def _heat(axes: Axes, image: np.ndarray, heat: np.ndarray, peak: float | None = None) -> None:
     """Draw an image and over it a map [g, g], not negative, bright = high; peak = the brightest, None = its highest."""
-    height, width = image.shape[:2]
-    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    shown = np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
+    shown = _smooth(heat, image, peak)
     _face(axes, image)
     axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown))
+
+
+def _smooth(heat: np.ndarray, image: np.ndarray, peak: float | None = None) -> np.ndarray:
+    """A map [g, g] at the size of an image, 0 to 1 = ``peak``."""
+    height, width = image.shape[:2]
+    smooth = Image.fromarray(np.asarray(heat, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
 
 
 def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
@@ -490,60 +495,65 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     neighbours: images of its nearest clean faces, nearest first; neighbour_labels: int, their classes.
     split: its losses and its place in the mixture, drawn as in ``loss_histogram``; None = left out.
     """
-    left_out = 2.1 if split is None else 0.0
-    high = 6.3 - left_out
-    figure = Picture(figsize=(8.6, high))
+    wide, low, high = 8.6, 2.1 if split is None else 0.0, 6.3
+    figure = Picture(figsize=(wide, high - low))
     colours, new = class_colours(classes), int(np.argmax(soft))
 
     def place(left: float, bottom: float, width: float, height: float, **options: Any) -> Axes:
-        return figure.add_axes((left / 8.6, (bottom - left_out) / high, width / 8.6, height / high), **options)
+        span = high - low
+        return figure.add_axes((left / wide, (bottom - low) / span, width / wide, height / span), **options)
 
-    def title(axes: Axes, text: str, loc: Literal["left", "center"] = "center") -> None:
-        axes.set_title(text, fontsize=11, pad=4, loc=loc, y=1)  # left to itself, matplotlib measures all ticks first
+    sheet = place(0, low, wide, high - low, xlim=(0, wide), ylim=(low, high), aspect="auto")  # in inches; axes of
+    sheet.set_axis_off()  # their own for each image and panel would take twice as long to draw
 
-    _face(place(0.05, 3.85, 2.1, 2.1), image)
+    def draw(image: np.ndarray, left: float, bottom: float, side: float, **options: Any) -> None:
+        extent = (left, left + side, bottom, bottom + side)
+        sheet.imshow(image, extent=extent, aspect="auto", **{"vmin": 0, "vmax": 255, **options},
+                     interpolation="nearest" if len(image) <= 64 else None)
+
+    def frame(left: float, bottom: float, width: float, height: float, colour: str, line: float) -> None:
+        sheet.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=line))
+
+    draw(image, 0.05, 3.85, 2.1)
     if attention is not None:
-        axes = place(2.25, 3.85, 2.1, 2.1)
-        _heat(axes, image, attention - attention.min())
-        title(axes, "attention (bare: lowest)")
+        draw(image, 2.25, 3.85, 2.1)
+        heat = _smooth(attention - attention.min(), image)
+        draw(heat, 2.25, 3.85, 2.1, cmap="plasma", vmax=1, alpha=0.75 * np.sqrt(heat))
+        sheet.text(3.3, 6.0, "attention (bare: lowest)", fontsize=11, ha="center")
 
     panels = {"soft label": soft, "class AP": precision} | ({} if votes is None else {"votes": votes})
     width = (3.15 - 0.1 * (len(panels) - 1)) / len(panels)
+    rows = 5.95 - 2.1 * (np.arange(len(classes)) + 0.6) / (len(classes) + 0.2)
     for i, (name, values) in enumerate(panels.items()):
-        axes = place(5.35 + i * (width + 0.1), 3.85, width, 2.1)
+        left = 5.35 + i * (width + 0.1)
         top = max(1.0, float(np.sum(values) if name == "votes" else np.max(values)))
-        low = min(0.0, float(np.min(values)))
-        axes.barh(range(len(classes)), values, color=colours, edgecolor="black", linewidth=0.5, height=0.72)
-        axes.set(xlim=(low, 1.02 * top), ylim=(len(classes) - 0.4, -0.6), yticks=[])
-        axes.set_xticks([0, top], ["", f"{top:g}"])
-        title(axes, name)
-        axes.tick_params(labelsize=9, length=2)
-        if not i:
-            longest = max(map(len, classes))
-            axes.set_yticks(range(len(classes)), [_brief(name, 14) for name in classes],
-                            fontsize=min(11, max(7, 105 / longest)))
-            axes.tick_params(axis="y", length=0)
-            for c, text in enumerate(axes.get_yticklabels()):
-                text.set_color(WRONG if c == given != new else "black")
-                text.set_fontweight("bold" if c in (given, new) else "normal")
+        lowest = min(0.0, float(np.min(values)))
+        scale = width / (1.02 * top - lowest)
+        zero = left - lowest * scale
+        sheet.barh(rows, values * scale, left=zero, color=colours, edgecolor="black", linewidth=0.5,
+                   height=1.5 / (len(classes) + 0.2))
+        frame(left, 3.85, width, 2.1, "black", 0.8)
+        sheet.text(left + width / 2, 6.0, name, fontsize=11, ha="center")
+        sheet.text(zero + top * scale, 3.8, f"{top:g}", fontsize=9, ha="center", va="top")
+    size = min(11, max(7, 105 / max(map(len, classes))))
+    for c, row in enumerate(rows.tolist()):
+        sheet.text(5.3, row, _brief(classes[c], 14), fontsize=size, ha="right", va="center",
+                   color=WRONG if c == given != new else "black",
+                   fontweight="bold" if c in (given, new) else "normal")
 
-    count = len(neighbours)
-    if count:  # one image of them all: axes of their own would take longest to draw
-        side, gap = len(neighbours[0]), 0.09
-        axes = place(0.05, 2.3, 8.5, 1.05)
-        axes.set(xlim=(-0.03, 8 * (1 + gap) - gap + 0.03), ylim=(1.03, -0.03), aspect="auto")
-        axes.set_axis_off()
-        title(axes, "nearest clean faces", loc="left")
-        for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
-            left = i * (1 + gap)
-            axes.imshow(each, vmin=0, vmax=255, extent=(left, left + 1, 1, 0), aspect="auto",
-                        interpolation="nearest" if side <= 64 else None)
-            axes.add_patch(Rectangle((left, 0), 1, 1, fill=False, edgecolor=colours[label], linewidth=3))
-            axes.text(left + 0.5, 1.08, f"{i + 1}  {_brief(classes[label], 10)}", fontsize=10, ha="center", va="top")
+    if len(neighbours):
+        sheet.text(0.05, 3.4, "nearest clean faces", fontsize=11)
+    for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
+        left = 0.08 + 1.068 * i
+        draw(each, left, 2.36, 0.98)
+        frame(left, 2.36, 0.98, 0.98, colours[label], 3)
+        sheet.text(left + 0.49, 2.28, f"{i + 1}  {_brief(classes[label], 10)}", fontsize=10, ha="center", va="top")
 
     if split is None:
         return figure
     history, class_history, epochs, loss, losses, mixture, whose, evidence = split
+    # left to itself, matplotlib measures all ticks before it places a title
+    caption: dict[str, Any] = {"fontsize": 11, "pad": 4, "loc": "left", "y": 1}
 
     axes = place(0.75, 0.5, 3.15, 1.25)
     if len(history):
@@ -554,7 +564,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         axes.set_xticks(sorted(epochs[::-1][:: -(-len(epochs) // 8)]))
     axes.set_xlabel("epoch", fontsize=11)
     axes.set_ylabel("loss", fontsize=11)
-    title(axes, f"its loss (line) among the given {classes[given]}", loc="left")
+    axes.set_title(f"its loss (line) among the given {classes[given]}", **caption)
 
     axes = place(4.95, 0.5, 3.4, 1.25)
     edges = np.linspace(min(losses.min(), loss), max(losses.max(), loss) + 1e-9, 41)
@@ -568,7 +578,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     axes.set_xlabel(evidence, fontsize=11)
     axes.set_ylabel("faces", fontsize=11)
     axes.set_ylim(0, None)
-    title(axes, f"where it sits in the mixture ({whose})", loc="left")
+    axes.set_title(f"where it sits in the mixture ({whose})", **caption)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     return figure
 

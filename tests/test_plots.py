@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgb, to_rgba
 from PIL import Image
 
 from ferlab import plots
@@ -131,6 +131,22 @@ def test_face_grid_shows_each_face_under_its_caption(images: np.ndarray):
         assert axes.get_title() == f"face {i}"
     assert [axes.axison for axes in picture.axes[10:]] == [False, False]
     shown(picture)
+
+
+def test_a_suspect_card_draws_labels_to_scale_and_frames_neighbours_in_their_colour():
+    soft, precision = np.array([0.2, 0.5, 0.3]), np.array([-0.1, 0.4, 0.2])
+    picture = plots.suspect_card(FACES[0], None, CLASSES[:3], 0, soft, precision, None, FACES[1:3], np.array([1, 2]))
+    (sheet,) = picture.axes
+    one, two = (np.array([bar.get_width() for bar in bars]) for bars in sheet.containers)
+    np.testing.assert_allclose(one / one.sum(), soft)
+    np.testing.assert_allclose(two / two[1], precision / precision[1])
+    texts = {text.get_text(): text for text in sheet.texts}
+    assert [texts[name].get_color() == WRONG for name in CLASSES[:3]] == [True, False, False]  # given, and not kept
+    assert [texts[name].get_fontweight() for name in CLASSES[:3]] == ["bold", "bold", "normal"]
+    colours = plots.class_colours(CLASSES[:3])
+    frames = [patch for patch in sheet.patches if not patch.fill and patch.get_linewidth() == 3]
+    assert [frame.get_edgecolor() for frame in frames] == [to_rgba(colours[1]), to_rgba(colours[2])]
+    assert len(sheet.images) == 3 and "attention (bare: lowest)" not in texts
 
 
 def test_face_grid_names_rows_and_columns():
