@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ferlab.errors import BusyError, FerlabError
+from ferlab.errors import BusyError, FerlabError, OtherRunError
 from ferlab.runs import Run, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     try:
         trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False,
                                  share_warm_up=True)
+    except (OtherRunError, OSError):  # of no method's making, and to be mended, such as a full disk
+        raise
     except FerlabError as error:
         return result | {"failed": str(error)}
-    except OSError:  # a full disk, say: of no method's making, and gone another time
-        raise
     except Exception as error:
         return result | {"failed": f"{type(error).__name__}: {error}"}
     scores = {
@@ -187,6 +187,8 @@ def run_grid(
     cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
     if there := _made_before(cells, results):
         print(f"{there} results are in {results} already", flush=True)
+        for name in read_failures(results).keys() & {cell.name for cell in cells}:
+            print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
     names = {cell.name for cell in cells}

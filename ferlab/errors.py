@@ -10,3 +10,7 @@ class FerlabError(ValueError):
 
 class BusyError(FerlabError):
     """Another process is at work there."""
+
+
+class OtherRunError(FerlabError):
+    """The run directory holds a run with other settings or on other faces."""

@@ -23,7 +23,7 @@ from ferlab import metrics, parallel
 from ferlab.augment import augment
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
-from ferlab.errors import FerlabError
+from ferlab.errors import FerlabError, OtherRunError
 from ferlab.model import DRFER, Features, standardise
 from ferlab.runs import Run, environment, write_json
 
@@ -252,17 +252,17 @@ class Trainer:
         if run.has_checkpoint:
             if run.config != self.config:
                 changed = [k for k, v in vars(self.config).items() if getattr(run.config, k) != v]
-                raise FerlabError(
+                raise OtherRunError(
                     f"{run.directory} holds a run with other settings ({', '.join(changed)}): choose another --run "
                     "directory or delete it."
                 )
             if run.environment.get("fingerprint", fingerprint) != fingerprint:
-                raise FerlabError(f"{run.directory} holds a run on other training faces or labels than these: choose "
-                                  "another --run directory or delete it.")
-            self._resume(run, "checkpoint.pt")
+                raise OtherRunError(f"{run.directory} holds a run on other training faces or labels than these: choose "
+                                    "another --run directory or delete it.")
+            self._resume(run.read_checkpoint(), run.metrics, run)
             return
-        if self.share_warm_up and (other := run.same_warm_up(self.config, fingerprint)):
-            self._resume(other, "warm_up.pt")
+        if self.share_warm_up and (warm_up := run.same_warm_up(self.config, fingerprint)):
+            self._resume(*warm_up, run)
         if not self.leads:
             return
         write_json(run.directory / "environment.json", environment() | {
@@ -272,17 +272,16 @@ class Trainer:
         })
         write_json(run.directory / "config.json", vars(self.config))
 
-    def _resume(self, run: Run, checkpoint: str) -> None:
-        state = run.read_checkpoint(checkpoint)
+    def _resume(self, state: dict, records: list[dict], run: Run) -> None:
         try:
             for name in ("network", "average", "method", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FerlabError(
-                f"{run.directory / checkpoint} is of another network or of other faces than this run's: "
-                "choose another --run directory or delete it."
+                f"The checkpoint for {run.directory} is of another network or of other faces than this run's: choose "
+                "another --run directory or delete it."
             ) from error
-        self.epoch, self.records = state["epoch"], run.metrics[: state["epoch"]]
+        self.epoch, self.records = state["epoch"], records[: state["epoch"]]
 
     def _save(self, run: Run) -> None:
         state = {

@@ -110,7 +110,7 @@ def test_the_run_of_a_cell_can_be_explored(tmp_path):
     assert len(faces) == 48 and faces.noise == made["achieved"]
 
 
-def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
+def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, capfd):
     schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1},
                  "deep": {"epochs": 1, "backbone": "resnet18", "batch_size": 1}}  # PyTorch refuses one value a channel
     path = grid_file(tmp_path, seeds=[3], schedules=schedules)
@@ -123,6 +123,17 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path):
     written = json.loads((tmp_path / "results" / "tiny-plain-wild-symmetric30-3.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == []
+    assert "tiny-plain-wild-symmetric30-3 failed: delete" in capfd.readouterr().out
+
+
+def test_the_run_of_other_settings_is_no_failure_of_the_method(tmp_path):
+    path = grid_file(tmp_path, seeds=[3], schedules={"one": {"epochs": 1}})
+    (name,) = run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
+    (tmp_path / "results" / f"{name}.json").unlink()
+    grid_file(tmp_path, seeds=[3], schedules={"one": {"epochs": 2}})
+    with pytest.raises(FerlabError, match=f"{name} holds a run with other settings .epochs.*delete it"):
+        run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
+    assert not list((tmp_path / "results").glob("*.json"))
 
 
 def test_the_workers_of_a_killed_grid_end(tmp_path):

@@ -97,6 +97,13 @@ def test_another_warm_up_is_not_shared(lesson, changes):
     assert not config.replace(**changes).same_warm_up(config)
 
 
+def test_a_damaged_warm_up_is_made_anew(lesson):
+    full = lesson.train(epochs=4, warm_up=3)
+    (full.run.directory / "warm_up.pt").write_bytes(b"cut off")
+    without = lesson.train(epochs=4, warm_up=3, contrastive=False)
+    assert without.epoch == 4 and without.records[0]["seconds"] != full.records[0]["seconds"]
+
+
 def test_a_warm_up_with_other_labels_is_not_shared(lesson):
     full = lesson.train(epochs=4, warm_up=3)
     corrected = replace(lesson.splits.train, labels=lesson.splits.train.truth)
