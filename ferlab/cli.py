@@ -563,7 +563,7 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
     if faces.noise and faces.truth is not None and (known := faces.truth >= 0).any():
         before, after = ((each == faces.truth)[known].mean() for each in (faces.labels, labels))
         click.echo(f"Labels that agree with the reference: {percent(before)} before, {percent(after)} now.")
-    click.echo(f"Next: ferlab train --labels {output} and the options of the run, into another --run.")
+    click.echo(f"Next: ferlab train --labels {output} with the data options of {directory}, into another --run.")
 
 
 # ----------------------------------------------------------------------------------------------------------- explore

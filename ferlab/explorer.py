@@ -709,7 +709,7 @@ class Explorer(widgets.VBox):
             style={"description_width": "auto"}, layout=_width("300px"))
         self.average_precision = _dropdown("AP", ["plain", "chance", "balanced"])
         self.top_k = _dropdown("top-k", [("whole gallery", ANY), *((str(k), k) for k in depths)])
-        self.as_trained = _button("As trained", self._as_trained, "The settings of the run")
+        self.as_it_was = _button("As it was", self._as_it_was, "The settings that the run or the audit was made with")
         self._show_settings()
         for control in (self.threshold, self.average_precision, self.top_k):
             control.observe(self._settings, "value")
@@ -745,7 +745,7 @@ class Explorer(widgets.VBox):
                  self.sort),
             _row(self.clean, self.margin),
             _row(widgets.HTML("<b>Split and relabel</b>"), self.threshold, self.average_precision, self.top_k,
-                 self.as_trained),
+                 self.as_it_was),
             self.message,
             widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start",
                                                               grid_gap="16px")),
@@ -792,7 +792,7 @@ class Explorer(widgets.VBox):
             top_k=_or_none(self.top_k.value)))
         self._relabel_the_rest()
 
-    def _as_trained(self, _: Any = None) -> None:
+    def _as_it_was(self, _: Any = None) -> None:
         own = Settings.of(self.view.suspects.config)
         self._act(lambda: self.view.set_settings(**vars(own)))
         self._show_settings()

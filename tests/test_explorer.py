@@ -328,7 +328,7 @@ def test_every_setting_relabels(widget: Explorer):
     widget.top_k.value = 20
     assert view.settings == Settings(0.35, "chance", 20) and not len(view.relabelling.pending)
     assert np.abs(view.relabelling.soft - before)[view.relabelling.noisy].max() > 0.01
-    widget.as_trained.click()
+    widget.as_it_was.click()
     assert view.settings == Settings() and (view.relabelling.soft == before).all()
     assert (widget.threshold.value, widget.average_precision.value, widget.top_k.value) == (0.5, "balanced", -1)
 
