@@ -110,8 +110,8 @@ class Audit:
 
     @property
     def learned(self) -> bool:
-        """Whether the agreement is at least a tenth above that of who always names the most frequent class."""
-        return self.agreement >= self.most_frequent + 0.1
+        """Whether the networks have learned the classes (``metrics.has_learned``)."""
+        return metrics.has_learned(self.agreement, self.given)
 
     @property
     def suggested(self) -> np.ndarray:

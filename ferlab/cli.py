@@ -121,7 +121,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
     noise_rate = 0.3 if noise and noise_rate is None else noise_rate
 
-    from ferlab import benchmarks, decisions, parallel, runs, training
+    from ferlab import benchmarks, decisions, metrics, parallel, runs, training
 
     if not parallel.leads():  # of several processes one speaks
         progress, sys.stdout = False, open(os.devnull, "w")  # noqa: SIM115
@@ -161,6 +161,11 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     trainer.fit()
 
     click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
+    agreement = next((made["split"].get("agreement", 1) for made in reversed(trainer.records) if "split" in made), 1)
+    if not metrics.has_learned(agreement, trainer.train.labels):
+        click.echo(f"At its last split the network gave {percent(agreement)} of the training faces their label. Unless "
+                   "most labels are wrong, it has hardly learned, and its new labels are not to be trusted: it needs "
+                   "more epochs (--set epochs=...) or more faces.")
     split = "test" if splits.test is not None else "valid" if splits.valid is not None else "train"
     click.echo(f"Next: ferlab evaluate --run {run.directory} --split {split}")
 

@@ -192,7 +192,8 @@ class DRFERMethod(Method):
         if self.noisy.any() and config.relabelling:
             self.relabel(collected, judged)
         self.weight = torch.where(self.noisy, config.relabel_weight if config.relabelling else 0.0, 1.0)
-        return {"split": self.quality() | {"status": mixture.status}}
+        agreement = (collected.logits.argmax(1) == self.given).double().mean().item()
+        return {"split": self.quality() | {"agreement": agreement, "status": mixture.status}}
 
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].

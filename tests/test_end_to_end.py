@@ -39,6 +39,7 @@ def test_train_evaluate_and_read_the_scores(ferlab, toy_faces: Path, tmp_path: P
                      "--set", "warm_up=4", "--set", "interval=1")
     assert outcome.code == 0, outcome.err
     assert sum(line.startswith("epoch ") for line in outcome.out.splitlines()) == 6
+    assert "hardly learned" not in outcome.out
     assert f"ferlab evaluate --run {run} --split test" in outcome.out
     assert {path.name for path in run.iterdir()} - {".lock"} == {
         "checkpoint.pt", "config.json", "data.json", "environment.json", "metrics.jsonl",
@@ -56,6 +57,12 @@ def test_train_evaluate_and_read_the_scores(ferlab, toy_faces: Path, tmp_path: P
     assert scores["run"]["settings"]["epochs"] == 6 and scores["run"]["data"]["noise"] == "symmetric"
     assert {"macro_f1", "counts", "environment", "rule"} <= scores.keys()
     assert f"accuracy {100 * scores['accuracy']:.1f} %" in outcome.out
+
+
+def test_new_labels_by_a_network_that_has_not_learned_are_told(ferlab, toy_faces: Path, tmp_path: Path):
+    outcome = ferlab("train", "--data", "folder", "--root", toy_faces, "--run", tmp_path / "run", "--profile", "smoke",
+                     "--set", "epochs=2", "--set", "warm_up=1", "--set", "interval=1", "--set", "learning_rate=1e-7")
+    assert outcome.code == 0 and "hardly learned, and its new labels are not to be trusted" in outcome.out
 
 
 def test_training_again_after_the_end_changes_nothing(ferlab, toy_faces: Path, tmp_path: Path):
