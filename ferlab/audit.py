@@ -104,11 +104,6 @@ class Audit:
         return float((self.probability.argmax(1) == self.given).mean())
 
     @property
-    def most_frequent(self) -> float:
-        """Share of the faces that were given the most frequent label."""
-        return float(np.bincount(self.given).max() / len(self.given))
-
-    @property
     def learned(self) -> bool:
         """Whether the networks have learned the classes (``metrics.has_learned``)."""
         return metrics.has_learned(self.agreement, self.given)
@@ -184,9 +179,9 @@ def audit(
         tell(f"fold {k + 1}/{folds}: the network gives {100 * agree:.1f} % of the faces it has not seen their label")
     found = Audit(names, faces.classes, faces.labels, probability, precision, neighbours, fold)
     if not found.learned:
-        tell(f"The networks have hardly learned from these {len(faces):,} faces ({100 * found.most_frequent:.1f} % are "
-             "of one class): do not trust the list; audit into another --out with more epochs (--set epochs=...) or "
-             "more faces.")
+        most = metrics.most_frequent(found.given)
+        tell(f"The networks have hardly learned from these {len(faces):,} faces ({100 * most:.1f} % are of one class): "
+             "do not trust the list; audit into another --out with more epochs (--set epochs=...) or more faces.")
     return found
 
 

@@ -185,9 +185,9 @@ def run_grid(
     """
     results = Path(results)
     cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
-    if there := _made_before(cells, results):
-        print(f"{there} results are in {results} already", flush=True)
-        for name in read_failures(results).keys() & {cell.name for cell in cells}:
+    if made := _made_before(cells, results):
+        print(f"{len(made)} results are in {results} already", flush=True)
+        for name in (result["name"] for result in made if "failed" in result):
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
@@ -198,8 +198,8 @@ def run_grid(
     return done + _run(later, results, Path(runs_folder), jobs)
 
 
-def _made_before(cells: list[Cell], results: Path) -> int:
-    """How many of the cells have a result; FerlabError for one that was made with other settings than theirs."""
+def _made_before(cells: list[Cell], results: Path) -> list[dict]:
+    """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
         result = made[cell.name]
@@ -211,7 +211,7 @@ def _made_before(cells: list[Cell], results: Path) -> int:
         if was:
             raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
                               "and its run, give the cell another name, or give other --results.")
-    return len(cells)
+    return [made[cell.name] for cell in cells]
 
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:

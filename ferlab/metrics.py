@@ -120,7 +120,12 @@ def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def has_learned(agreement: float, labels: np.ndarray) -> bool:
     """Whether a network that gives ``agreement`` of faces their label, int [N], does so for a tenth of them more than
     who always names the most frequent class (ours). New labels by a network that has not are worth nothing."""
-    return agreement >= np.bincount(labels).max() / len(labels) + 0.1
+    return agreement >= most_frequent(labels) + 0.1
+
+
+def most_frequent(labels: np.ndarray) -> float:
+    """Share of the most frequent of the labels, int [N]."""
+    return float(np.bincount(labels).max() / len(labels))
 
 
 def _mean(values: np.ndarray, among: np.ndarray) -> float | None:

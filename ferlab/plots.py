@@ -116,27 +116,25 @@ def _figure(rows: int, columns: int, width: float, height: float, title: str = "
     return figure, axes
 
 
-def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False) -> None:
-    """Draw an image uint8 [H, W] or [H, W, 3] with a title; wrong = framed, title in the same colour."""
-    axes.imshow(image, vmin=0, vmax=255, interpolation="nearest" if len(image) <= 64 else None)
+def _face(axes: Axes, image: np.ndarray, title: str = "", wrong: bool = False, **where: Any) -> None:
+    """Draw an image uint8 [H, W] or [H, W, 3] with a title; wrong = framed, title in the same colour.
+
+    where: extent and aspect, if the axes hold more than this image.
+    """
+    axes.imshow(image, vmin=0, vmax=255, interpolation="nearest" if len(image) <= 64 else None, **where)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set(visible=wrong, color=WRONG, linewidth=4)
     if title:
         axes.set_title(title, fontsize=11, pad=5, color=WRONG if wrong else "black")
 
 
-def _heat(axes: Axes, image: np.ndarray, heat: np.ndarray, peak: float | None = None) -> None:
+def _heat(axes: Axes, image: np.ndarray, heat: np.ndarray, peak: float | None = None, **where: Any) -> None:
     """Draw an image and over it a map [g, g], not negative, bright = high; peak = the brightest, None = its highest."""
-    shown = _smooth(heat, image, peak)
-    _face(axes, image)
-    axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown))
-
-
-def _smooth(heat: np.ndarray, image: np.ndarray, peak: float | None = None) -> np.ndarray:
-    """A map [g, g] at the size of an image, 0 to 1 = ``peak``."""
     height, width = image.shape[:2]
     smooth = Image.fromarray(np.asarray(heat, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
+    shown = np.clip(np.asarray(smooth) / max(peak or float(heat.max()), 1e-12), 0, 1)
+    _face(axes, image, **where)
+    axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=0.75 * np.sqrt(shown), **where)
 
 
 def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
@@ -506,19 +504,15 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
     sheet = place(0, low, wide, high - low, xlim=(0, wide), ylim=(low, high), aspect="auto")  # in inches; axes of
     sheet.set_axis_off()  # their own for each image and panel would take twice as long to draw
 
-    def draw(image: np.ndarray, left: float, bottom: float, side: float, **options: Any) -> None:
-        extent = (left, left + side, bottom, bottom + side)
-        sheet.imshow(image, extent=extent, aspect="auto", **{"vmin": 0, "vmax": 255, **options},
-                     interpolation="nearest" if len(image) <= 64 else None)
+    def square(left: float, bottom: float, side: float) -> dict[str, Any]:
+        return {"extent": (left, left + side, bottom, bottom + side), "aspect": "auto"}
 
     def frame(left: float, bottom: float, width: float, height: float, colour: str, line: float) -> None:
         sheet.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor=colour, linewidth=line))
 
-    draw(image, 0.05, 3.85, 2.1)
+    _face(sheet, image, **square(0.05, 3.85, 2.1))
     if attention is not None:
-        draw(image, 2.25, 3.85, 2.1)
-        heat = _smooth(attention - attention.min(), image)
-        draw(heat, 2.25, 3.85, 2.1, cmap="plasma", vmax=1, alpha=0.75 * np.sqrt(heat))
+        _heat(sheet, image, attention - attention.min(), **square(2.25, 3.85, 2.1))
         sheet.text(3.3, 6.0, "attention (bare: lowest)", fontsize=11, ha="center")
 
     panels = {"soft label": soft, "class AP": precision} | ({} if votes is None else {"votes": votes})
@@ -545,7 +539,7 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         sheet.text(0.05, 3.4, "nearest clean faces", fontsize=11)
     for i, (each, label) in enumerate(zip(neighbours, neighbour_labels)):
         left = 0.08 + 1.068 * i
-        draw(each, left, 2.36, 0.98)
+        _face(sheet, each, **square(left, 2.36, 0.98))
         frame(left, 2.36, 0.98, 0.98, colours[label], 3)
         sheet.text(left + 0.49, 2.28, f"{i + 1}  {_brief(classes[label], 10)}", fontsize=10, ha="center", va="top")
 

@@ -140,14 +140,14 @@ class Run:
     def has_checkpoint(self) -> bool:
         return (self.directory / "checkpoint.pt").is_file()
 
-    def same_warm_up(self, config: Config, faces: str) -> tuple[dict, list[dict]] | None:
-        """Checkpoint and records of a finished warm-up that a run here with these settings and training faces
+    def same_warm_up(self, config: Config, faces: str) -> tuple[Path, dict, list[dict]] | None:
+        """File, checkpoint and records of a finished warm-up that a run here with these settings and training faces
         (``FaceSet.fingerprint``) would only repeat, from among the runs beside this one; None if there is none."""
         for kept in sorted(self.directory.parent.glob("*/warm_up.pt")):
             run = Run(kept.parent)
             with suppress(FerlabError):  # a run of another version, or a damaged one
                 if run.environment.get("fingerprint") == faces and config.same_warm_up(run.config):
-                    return run.read_checkpoint("warm_up.pt"), run.metrics
+                    return kept, run.read_checkpoint(kept.name), run.metrics
         return None
 
     def write_checkpoint(self, state: dict, name: str = "checkpoint.pt") -> None:

@@ -259,10 +259,10 @@ class Trainer:
             if run.environment.get("fingerprint", fingerprint) != fingerprint:
                 raise OtherRunError(f"{run.directory} holds a run on other training faces or labels than these: choose "
                                     "another --run directory or delete it.")
-            self._resume(run.read_checkpoint(), run.metrics, run)
+            self._resume(run.directory / "checkpoint.pt", run.read_checkpoint(), run.metrics)
             return
         if self.share_warm_up and (warm_up := run.same_warm_up(self.config, fingerprint)):
-            self._resume(*warm_up, run)
+            self._resume(*warm_up)
         if not self.leads:
             return
         write_json(run.directory / "environment.json", environment() | {
@@ -272,14 +272,14 @@ class Trainer:
         })
         write_json(run.directory / "config.json", vars(self.config))
 
-    def _resume(self, state: dict, records: list[dict], run: Run) -> None:
+    def _resume(self, path: Path, state: dict, records: list[dict]) -> None:
         try:
             for name in ("network", "average", "method", "optimizer"):
                 getattr(self, name).load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
             raise FerlabError(
-                f"The checkpoint for {run.directory} is of another network or of other faces than this run's: choose "
-                "another --run directory or delete it."
+                f"{path} is of another network or of other faces than this run's: choose another --run directory or "
+                "delete it."
             ) from error
         self.epoch, self.records = state["epoch"], records[: state["epoch"]]
 
