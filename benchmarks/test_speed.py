@@ -122,7 +122,7 @@ def test_training_step(benchmark, method):
 
     def step():
         trainer.optimizer.zero_grad(set_to_none=True)
-        sum(trainer.method.loss(trainer.network, batch, generator).values()).backward()
+        sum(trainer.loss(batch, generator).values()).backward()
         trainer.optimizer.step()
 
     benchmark.pedantic(step, rounds=20, warmup_rounds=2)

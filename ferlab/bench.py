@@ -119,7 +119,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     if cell.noise not in ("none", "given"):
         train = train.with_noise(cell.noise, cell.rate, cell.seed)
     settings = config.profile(cell.profile, **cell.settings, seed=cell.seed)
-    result = {
+    result: dict = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
         "schedule": cell.schedule, "seed": cell.seed,
@@ -146,6 +146,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         for name, faces in zip(("valid", "test"), splits[1:], strict=True) if faces is not None and len(faces)
     }
     return result | {
+        "environment": result["environment"] | {"precision": trainer.precision},
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
         "scores": scores, "epochs": [_brief(record) for record in trainer.records],
     }
@@ -392,7 +393,7 @@ def table(results: list[dict], split: str) -> str:
             f"{data} ({rule})", f"{noise} {rate:.0%}" if rate else noise, method, mine[0]["schedule"], str(len(mine)),
             _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
             *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "right_after")),
-            f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}",
+            f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -405,14 +406,20 @@ def tables(results: list[dict]) -> str:
         mine = [r for r in results if where(r) == place]
         data, faces, profile, device = place
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"
+        half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
         parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch, "
-                     f"schedules chosen on valid, minutes as trained:\n\n{table(mine, split)}")
+                     f"schedules chosen on valid, minutes as trained{half}:\n\n{table(mine, split)}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
                          f"{split} split, seeds in common), closed by " + "; ".join(
                              f"{method}, {noise} {rate:.0%}: {share:.0%}"
                              for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
+
+
+def _half_on_cpu(result: dict) -> bool:
+    """Whether a CPU trained it in half precision, as not every CPU does."""
+    return where(result)[-1] == "CPU" and result["environment"].get("precision") == "bfloat16"
 
 
 def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], float]:

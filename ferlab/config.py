@@ -40,6 +40,7 @@ class Config:
     anneal_from: float = 0.6  # share of a round's steps after which it falls to zero along a cosine
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0  # of cross-entropy, so not before DR-FER's first split if robustness > 0
+    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 where the hardware has it (GPUs, CPUs with AMX)
     augmentation: float = 0.6  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
 
     # masked image modelling
@@ -134,6 +135,7 @@ BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
 CHOICES = {
     "backbone": BACKBONES,
     "optimizer": ("sgd", "adamw"),
+    "precision": ("auto", "float32"),
     "split": ("class", "shared", "off"),
     "evidence": ("loss", "root", "margin", "both"),
     "keep_given": ("none", "noisy", "all", "posterior"),

@@ -27,6 +27,7 @@ ASSETS = Path(__file__).parent / "assets"
 class Recogniser:
     """A network in evaluation mode and the names of its classes, in the order of its outputs.
 
+    It answers in single precision, whatever it was trained in, so that it says the same on any hardware.
     about: where it comes from: the run's directory, epoch, settings, data and environment, as far as they are known.
     """
 

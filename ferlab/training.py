@@ -131,6 +131,7 @@ class Trainer:
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
         self.share_warm_up = share_warm_up
         self.device = parallel.device()
+        self.precision = precision_of(config, self.device)
         self.leads = parallel.leads()
         progress = progress if self.leads else False
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
@@ -191,8 +192,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-                terms = self.method.loss(self.network, Batch(images, index.to(self.device)), generator)
+            terms = self.loss(Batch(images, index.to(self.device)), generator)
             values = torch.stack([term.detach().float() for term in terms.values()])
             total = total + values
             if step == 0:
@@ -211,6 +211,11 @@ class Trainer:
             )
         means = dict(zip(terms, (total / self.steps_per_epoch).tolist(), strict=True))
         return {"loss": means}
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The method's terms of the loss on a batch, computed in the run's precision."""
+        with in_precision(self.precision, self.device):
+            return self.method.loss(self.network, batch, generator)
 
     def batches(self, faces: FaceSet, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Standardised images float [B, 3, size, size] on the device, and their rows int [B]."""
@@ -240,7 +245,7 @@ class Trainer:
     @torch.no_grad()
     def collect(self, faces: FaceSet, mirror: bool = True) -> Collection:
         """The averaged network in evaluation mode on every face, in order."""
-        return collect(self.average, faces, mirror, self.device)
+        return collect(self.average, faces, mirror, self.device, self.precision)
 
     def evaluate(self, faces: FaceSet, mirror: bool = False) -> dict:
         """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
@@ -268,7 +273,7 @@ class Trainer:
         write_json(run.directory / "environment.json", environment() | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
-            "fingerprint": fingerprint,
+            "fingerprint": fingerprint, "precision": self.precision,
         })
         write_json(run.directory / "config.json", vars(self.config))
 
@@ -300,10 +305,23 @@ def reference(faces: FaceSet) -> np.ndarray:
     return faces.labels if faces.truth is None else faces.truth
 
 
+def precision_of(config: Config, device: torch.device) -> str:
+    """What a training multiplies in: "bfloat16" where the hardware has it and the settings allow it, or "float32"."""
+    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
+    return "bfloat16" if fast and config.precision == "auto" else "float32"
+
+
+def in_precision(precision: str, device: torch.device) -> torch.autocast:
+    """A block in which networks multiply in that precision; their weights stay in single precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @torch.no_grad()
-def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu") -> Collection:
+def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu",
+            precision: str = "float32") -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
-    chunk = 64 if torch.device(device).type == "cpu" else 512  # as much as fits a CPU's cache
+    device = torch.device(device)
+    chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
 
     def of_rows(rows: Tensor) -> Collection:
         logits, embeddings = [], []
@@ -311,7 +329,7 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
             images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=torch.device(device).type == "cuda"):
+            with in_precision(precision, device):
                 features = [network(view) for view in views]
             logits.append(torch.stack([f.logits.float() for f in features]).mean(0))
             embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))

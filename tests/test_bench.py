@@ -346,6 +346,15 @@ def test_table_holds_mean_and_interval_of_the_chosen_schedule():
     assert rows[2][5] == "85.0 ± 63.5" and rows[2][7].startswith("98.1") and rows[3][5] == "95.0" and rows[3][7] == "-"
 
 
+def test_tables_mark_what_a_cpu_trained_in_half_precision():
+    half = result(method="scn") | {"environment": {"device": "CPU, 1 threads", "precision": "bfloat16"}}
+    text = tables([result(), half])
+    assert "minutes as trained (b: in bfloat16):" in text
+    assert [row.split("|")[-2].strip() for row in text.splitlines() if "symmetric" in row] == ["1.0", "1.0 b"]
+    on_gpu = half | {"environment": {"device": "A GPU", "precision": "bfloat16"}}
+    assert "bfloat16" not in tables([result(), on_gpu])
+
+
 def test_readme_quotes_the_recorded_results_and_nothing_else():
     text = (ROOT / "README.md").read_text()
     for name, made in (("results", tables(read_results(ROOT / "benchmarks" / "results"))),

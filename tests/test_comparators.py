@@ -17,7 +17,7 @@ from ferlab.data import Splits
 from ferlab.errors import FerlabError
 from ferlab.model import DRFER, Features
 from ferlab.runs import Run
-from ferlab.training import Batch, Method, Trainer, method_class, train
+from ferlab.training import Batch, Method, Trainer, collect, method_class, train
 
 EACH = pytest.mark.parametrize("method", comparators.NAMES)
 
@@ -87,7 +87,7 @@ def test_each_resumes_as_if_unbroken_and_never_sees_the_truth(tmp_path, monkeypa
         assert first["loss"] == second["loss"]
 
     probability = load_pretrained(tmp_path / "broken").predict(faces.images)  # used as any other recogniser
-    expected = unbroken.collect(faces).logits.softmax(1).numpy()
+    expected = collect(unbroken.average, faces).logits.softmax(1).numpy()
     assert np.allclose(probability, expected, atol=1e-5) and np.allclose(probability.sum(1), 1, atol=1e-5)
 
 

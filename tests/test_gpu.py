@@ -45,10 +45,10 @@ def test_every_method_learns_there_and_goes_on_from_a_checkpoint(method, tmp_pat
     np.testing.assert_allclose(again.collect(more).logits.cpu(), trainer.collect(more).logits.cpu(), atol=1e-5)
 
 
-def test_half_precision_says_what_the_cpu_says():
+def test_a_recogniser_says_what_it_says_on_the_cpu():
     recogniser = load_pretrained("ferplus")
     faces = np.random.default_rng(0).integers(0, 256, (64, 48, 48), dtype=np.uint8)
     on_gpu = recogniser.predict(faces)
     recogniser.network.cpu()
     recogniser.device = torch.device("cpu")
-    assert np.abs(on_gpu - recogniser.predict(faces)).max() < 0.05
+    assert np.abs(on_gpu - recogniser.predict(faces)).max() < 0.01

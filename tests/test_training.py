@@ -223,6 +223,22 @@ def test_collecting_is_in_order_in_evaluation_mode_and_mirrored():
     assert not torch.allclose(sides[0], sides[1], atol=1e-4)
 
 
+def test_networks_are_trained_in_half_precision_where_the_hardware_has_it(monkeypatch, tmp_path):
+    faces, trained = bars(96), {}
+    for name, has_it, wish in (("half", True, "auto"), ("none", False, "auto"), ("asked", True, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_it=has_it: has_it)
+        config = settings(epochs=4, precision=wish)
+        trained[name] = train(config, Splits(faces, bars(60, seed=1), None), tmp_path / name)
+        assert Run(tmp_path / name).environment["precision"] == ("bfloat16" if name == "half" else "float32")
+    weights = {name: torch.cat([p.flatten() for p in each.average.parameters()]) for name, each in trained.items()}
+    assert all(w.dtype == torch.float32 for w in weights.values())
+    assert torch.equal(weights["none"], weights["asked"]) and not torch.equal(weights["none"], weights["half"])
+    assert all(each.records[-1]["valid"]["accuracy"] > 0.9 for each in trained.values())
+    exactly = collect(trained["half"].average, faces).logits.softmax(1)
+    assert 0 < (trained["half"].collect(faces).logits.softmax(1) - exactly).abs().max() < 0.05
+
+
 def test_evaluation_is_against_the_truth_where_there_is_one():
     faces = bars(9, wrong=0.5)
     assert np.array_equal(reference(faces), faces.truth)

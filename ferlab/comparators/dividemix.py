@@ -99,7 +99,7 @@ class DivideMix(Comparator):
             return {}
         average: Any = trainer.average
         for k, twin in enumerate(average.twins):
-            logits = collect(twin, self.faces, device=trainer.device).logits
+            logits = collect(twin, self.faces, device=trainer.device, precision=trainer.precision).logits
             losses = F.cross_entropy(logits, self.given, reduction="none").cpu().numpy().astype(np.float64)
             mixture = fit_two_gaussians(losses, tied=False)
             clean = np.ones(len(losses)) if mixture is None else mixture.low_probability(losses)
