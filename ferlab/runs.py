@@ -131,6 +131,10 @@ class Run:
 
         return self._read(f"state_{split}.npz", read)
 
+    def has_state(self, split: str) -> bool:
+        """Whether ``state`` has something to read of that split."""
+        return (self.directory / f"state_{split}.npz").is_file()
+
     def write_state(self, split: str, state: dict[str, np.ndarray]) -> None:
         """Arrays by name, readable without pickle."""
         path = self.directory / f"state_{split}.npz"

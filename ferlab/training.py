@@ -158,6 +158,7 @@ class Trainer:
     def _fit(self, until: int) -> Trainer:
         if self.run is not None:
             self._begin_run(self.run)
+        begun = self.epoch
         while self.epoch < until:
             started = time.perf_counter()
             record = self._train_epoch()
@@ -169,10 +170,15 @@ class Trainer:
             if self.run is not None and self.leads:
                 self._save(self.run)
         if self.run is not None and self.epoch == self.config.epochs:
-            for name, state in self.method.states(self).items():
-                if self.leads:
-                    self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
+            known = [name for name, faces in self.splits._asdict().items() if faces is not None and len(faces)]
+            if self.epoch > begun or not all(map(self.run.has_state, known)):
+                self._write_states(self.run)
         return self
+
+    def _write_states(self, run: Run) -> None:
+        for name, state in self.method.states(self).items():
+            if self.leads:
+                run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
 
     def _train_epoch(self) -> dict:
         config = self.config

@@ -28,12 +28,20 @@ def test_faces_at_the_profiles_scale(lesson, monkeypatch):
 
 def test_a_training_is_made_once(lesson):
     first = lesson.train(epochs=2)
-    checkpoint = first.run.directory / "checkpoint.pt"
-    made = checkpoint.stat().st_mtime_ns
+    made = {path: path.stat().st_mtime_ns for path in first.run.directory.iterdir()}
     again = Lesson("folder", lesson.root, "symmetric", 0.25, runs=lesson.runs).train(epochs=2)
-    assert checkpoint.stat().st_mtime_ns == made
+    kept = [path for path, when in made.items() if path.stat().st_mtime_ns == when]
+    assert {path.name for path in kept} >= {"checkpoint.pt", *(f"state_{name}.npz" for name in lesson.splits._fields)}
     assert again.epoch == len(again.records) == 2
     assert (again.method.clean_probability == first.method.clean_probability).all()
+
+
+def test_a_lost_state_is_made_anew(lesson):
+    run = lesson.train(epochs=2).run
+    before = run.state("test")
+    (run.directory / "state_test.npz").unlink()
+    after = lesson.train(epochs=2).run.state("test")
+    assert before.keys() == after.keys() and all((before[name] == after[name]).all() for name in before)
 
 
 def test_other_settings_or_labels_are_another_training(lesson):
