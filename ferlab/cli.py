@@ -157,7 +157,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     trainer = Trainer(config, splits, run, progress)
     click.echo(f"Training {config.method} (profile {profile_name(profile_)}, {config.epochs} epochs) on "
-               f"{trainer.device} into {run.directory}")
+               f"{trainer.device} in {trainer.precision} into {run.directory}")
     trainer.fit()
 
     click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
