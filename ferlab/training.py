@@ -325,7 +325,10 @@ def in_precision(precision: str, device: torch.device) -> torch.autocast:
 @torch.no_grad()
 def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu",
             precision: str = "float32") -> Collection:
-    """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``."""
+    """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``.
+
+    precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32.
+    """
     device = torch.device(device)
     chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
 
