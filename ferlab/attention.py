@@ -258,7 +258,7 @@ def run_seeds(seeds: Sequence[int], runs: Path, output: Path, say: Any = print) 
                 "variant": variant, "seed": seed, "profile": name, "noise": trainer.train.noise,
                 "accuracy": scores["accuracy"], "mean_class_accuracy": scores["mean_class_accuracy"],
                 "shares": result, "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
-                "settings": vars(trainer.config), "environment": environment() | {"precision": trainer.precision},
+                "settings": vars(trainer.config), "environment": environment(trainer.config),
             })
             say(f"{path.name}: accuracy {100 * scores['accuracy']:.1f} %, "
                 f"local {100 * result['local']['mean']:.1f} %, uniform {100 * result['uniform']:.1f} %")

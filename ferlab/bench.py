@@ -119,12 +119,12 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     if cell.noise not in ("none", "given"):
         train = train.with_noise(cell.noise, cell.rate, cell.seed)
     settings = config.profile(cell.profile, **cell.settings, seed=cell.seed)
-    result: dict = {
+    result = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
-        "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(),
+        "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in ("rule", "skip_bad", "holdout") if key in cell.options}
     write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
@@ -143,10 +143,9 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         return result | {"failed": f"{type(error).__name__}: {error}"}
     scores = {
         name: trainer.evaluate(faces, mirror=True)
-        for name, faces in zip(("valid", "test"), splits[1:], strict=True) if faces is not None and len(faces)
+        for name, faces in splits.with_faces().items() if name != "train"
     }
     return result | {
-        "environment": result["environment"] | {"precision": trainer.precision},
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
         "scores": scores, "epochs": [_brief(record) for record in trainer.records],
     }

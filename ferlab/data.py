@@ -242,6 +242,10 @@ class Splits(NamedTuple):
     valid: FaceSet | None
     test: FaceSet | None
 
+    def with_faces(self) -> dict[str, FaceSet]:
+        """Those that hold faces, by name."""
+        return {name: faces for name, faces in self._asdict().items() if faces is not None and len(faces)}
+
 
 def as_array(values: Any, dtype: Any = None) -> np.ndarray:
     """``values`` as an array; a tensor may be of any kind and on any device."""

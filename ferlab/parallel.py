@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ferlab.config import Config
 from ferlab.errors import FerlabError
 
 
@@ -51,6 +52,12 @@ def device() -> torch.device:
     if fabric() is not None:
         return fabric().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(config: Config) -> str:
+    """What a training multiplies in: "bfloat16" where the device has it and the settings allow it, or "float32"."""
+    fast = device().type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if fast and config.precision == "auto" else "float32"
 
 
 def by_rows(function: Callable[..., Any], *inputs: Tensor | None) -> Any:

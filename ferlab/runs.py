@@ -22,6 +22,7 @@ import filelock
 import numpy as np
 import torch
 
+from ferlab import parallel
 from ferlab.config import Config
 from ferlab.errors import BusyError, FerlabError
 
@@ -182,8 +183,8 @@ def absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().resolve())
 
 
-def environment() -> dict:
-    """Versions and device, for the record of a run."""
+def environment(config: Config | None = None) -> dict:
+    """Versions and device, for a record; also, of a training with these settings, the precision."""
     import torchvision
 
     cuda = torch.cuda.is_available()
@@ -191,4 +192,4 @@ def environment() -> dict:
         "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         "numpy": np.__version__, "platform": platform.system() + " " + platform.machine(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
-    }
+    } | ({} if config is None else {"precision": parallel.precision(config)})

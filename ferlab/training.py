@@ -101,15 +101,14 @@ class Method(nn.Module):
         loss: [N], of the given label; probability: [N, C]; embedding: [N, D], V (in half precision on disk).
         """
         states = {}
-        for name, faces in trainer.splits._asdict().items():
-            if faces is not None and len(faces):
-                collected = trainer.collect(faces)
-                given = torch.as_tensor(faces.labels, device=collected.logits.device)
-                states[name] = {
-                    "loss": F.cross_entropy(collected.logits, given, reduction="none").cpu().numpy(),
-                    "probability": collected.logits.softmax(1).cpu().numpy(),
-                    "embedding": collected.embedding.cpu().numpy(),
-                }
+        for name, faces in trainer.splits.with_faces().items():
+            collected = trainer.collect(faces)
+            given = torch.as_tensor(faces.labels, device=collected.logits.device)
+            states[name] = {
+                "loss": F.cross_entropy(collected.logits, given, reduction="none").cpu().numpy(),
+                "probability": collected.logits.softmax(1).cpu().numpy(),
+                "embedding": collected.embedding.cpu().numpy(),
+            }
         return states
 
 
@@ -131,7 +130,7 @@ class Trainer:
         self.config, self.splits, self.train, self.run = config, splits, splits.train, run
         self.share_warm_up = share_warm_up
         self.device = parallel.device()
-        self.precision = precision_of(config, self.device)
+        self.precision = parallel.precision(config)
         self.leads = parallel.leads()
         progress = progress if self.leads else False
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
@@ -169,16 +168,12 @@ class Trainer:
             self.records.append({"epoch": self.epoch, "seconds": round(time.perf_counter() - started, 2)} | record)
             if self.run is not None and self.leads:
                 self._save(self.run)
-        if self.run is not None and self.epoch == self.config.epochs:
-            known = [name for name, faces in self.splits._asdict().items() if faces is not None and len(faces)]
-            if self.epoch > begun or not all(map(self.run.has_state, known)):
-                self._write_states(self.run)
+        if self.run is not None and self.epoch == self.config.epochs and (
+                self.epoch > begun or not all(map(self.run.has_state, self.splits.with_faces()))):
+            for name, state in self.method.states(self).items():
+                if self.leads:
+                    self.run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
         return self
-
-    def _write_states(self, run: Run) -> None:
-        for name, state in self.method.states(self).items():
-            if self.leads:
-                run.write_state(name, state | {"embedding": state["embedding"].astype(np.float16)})
 
     def _train_epoch(self) -> dict:
         config = self.config
@@ -276,10 +271,10 @@ class Trainer:
             self._resume(*warm_up)
         if not self.leads:
             return
-        write_json(run.directory / "environment.json", environment() | {
+        write_json(run.directory / "environment.json", environment(self.config) | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
-            "fingerprint": fingerprint, "precision": self.precision,
+            "fingerprint": fingerprint,
         })
         write_json(run.directory / "config.json", vars(self.config))
 
@@ -309,12 +304,6 @@ class Trainer:
 def reference(faces: FaceSet) -> np.ndarray:
     """The labels to evaluate against: the truth where there is one, else the given labels."""
     return faces.labels if faces.truth is None else faces.truth
-
-
-def precision_of(config: Config, device: torch.device) -> str:
-    """What a training multiplies in: "bfloat16" where the hardware has it and the settings allow it, or "float32"."""
-    fast = device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_amx_tile_supported())
-    return "bfloat16" if fast and config.precision == "auto" else "float32"
 
 
 def in_precision(precision: str, device: torch.device) -> torch.autocast:

@@ -197,7 +197,7 @@ def trained(monkeypatch):
             asked.append((self.seed, changes))
             faces = face_set(parts=np.full((7, 16, 16), 200, np.uint8))
             return SimpleNamespace(average=network(), train=faces, splits=Splits(faces, None, faces), records=[],
-                                   config=Config(seed=self.seed, **changes), precision="float32",
+                                   config=Config(seed=self.seed, **changes),
                                    evaluate=lambda *_, **__: {"accuracy": 0.5, "mean_class_accuracy": 0.4})
 
     monkeypatch.setattr(attention, "Lesson", Stub)
