@@ -192,7 +192,7 @@ def run_grid(
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
     names = {cell.name for cell in cells}
-    known = [result for result in read_results(results) if result["name"] in names]
+    known = [result for result in _read_all(results) if result["name"] in names and "failed" not in result]
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
     later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
     return done + _run(later, results, Path(runs_folder), jobs)
@@ -264,13 +264,16 @@ def where(result: dict) -> tuple[str, int, str, str]:
 
 
 def read_results(folder: str | Path) -> list[dict]:
-    """All results of a folder, in the order of their names, without those that failed (``read_failures``)."""
-    return [result for result in _read_all(folder) if "failed" not in result]
+    """All results of a folder and of those in it, one for each kind of machine, without those that failed.
+
+    Sorted by their paths. ``read_failures`` tells the others.
+    """
+    return [result for result in _read_all(folder, pattern="**/*.json") if "failed" not in result]
 
 
 def read_failures(folder: str | Path) -> dict[str, str]:
     """{name of a cell whose training failed: why}."""
-    return {result["name"]: result["failed"] for result in _read_all(folder) if "failed" in result}
+    return {result["name"]: result["failed"] for result in _read_all(folder, pattern="**/*.json") if "failed" in result}
 
 
 def read_audits(folder: str | Path) -> list[dict]:
@@ -278,10 +281,10 @@ def read_audits(folder: str | Path) -> list[dict]:
     return _read_all(folder, "detection")
 
 
-def _read_all(folder: str | Path, key: str = "name") -> list[dict]:
+def _read_all(folder: str | Path, key: str = "name", pattern: str = "*.json") -> list[dict]:
     """The records of a folder, each of which has the key."""
     records = []
-    for path in sorted(Path(folder).glob("*.json")):
+    for path in sorted(Path(folder).glob(pattern)):
         try:
             record = json.loads(path.read_text())
             if not isinstance(record, dict) or key not in record:
@@ -401,7 +404,7 @@ def table(results: list[dict], split: str) -> str:
 def tables(results: list[dict]) -> str:
     """A table for each data set, profile and device: of the test split, or of valid where that is held back."""
     parts = []
-    for place in dict.fromkeys(map(where, results)):
+    for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
         data, faces, profile, device = place
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"

@@ -261,6 +261,10 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
     found = terms(trainer, batch)
     assert found["latent"].item() == pytest.approx(soft, rel=1e-4)
     assert found["cross_entropy"].item() == pytest.approx(F.cross_entropy(w[:, None] * logits, given).item(), rel=1e-4)
+    trainer.method.epochs_done.fill_(trainer.config.warm_up - 1)  # before that, w is not asked
+    up, _ = dmue.ramps(trainer.config.warm_up, 2)
+    found = terms(trainer, batch)["cross_entropy"].item()
+    assert found == pytest.approx(up * F.cross_entropy(logits, given).item(), rel=1e-4)
 
 
 def test_dmue_similarity_and_ramps():

@@ -11,9 +11,10 @@ for Facial Expression Recognition, CVPR 2021.
     up(e) = exp(-(1 - e/b)^2) until epoch b, then 1;   down(e) = 1 until epoch b, then exp(-(1 - b/e)^2)
 
 Source: branches, the L2 loss to the latent distribution, T = 1.2, w on the logits, the two ramps. Ours: b = 6, branches
-are linear heads on the shared vector; the similarities are the mean cosines with each class's faces in the batch; and
-L_soft is weighed by 1 - w, without a gradient to w. Left out: a last stage of the backbone for each branch, the
-similarity-preserving loss between the branches.
+are linear heads on the shared vector; the similarities are the mean cosines with each class's faces in the batch;
+L_soft is weighed by 1 - w, without a gradient to w; and logits are weighed only after ``warm_up`` epochs. (From
+scratch, w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it.) Left
+out: a last stage of the backbone for each branch, the similarity-preserving loss between the branches.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class DMUENetwork(Backbone):
 class DMUE(Comparator):
     network_class = DMUENetwork
     smallest_batch = 2
+    needs_warm_up = True
     temperature = 1.2  # T
     ramp = 6  # b, epochs
     others: Tensor  # int [C, C-1]
@@ -64,8 +66,10 @@ class DMUE(Comparator):
         predicted = logits.float().gather(1, self.others[given]).softmax(1)  # p, [B, C-1]
         distance = ((predicted - latent) ** 2).sum(1)
         up, down = ramps(int(self.epochs_done) + 1, self.ramp)
+        if self.epochs_done >= self.config.warm_up:
+            logits = w * logits
         return {
-            "cross_entropy": up * self.cross_entropy(w * logits, self.targets[batch.index]),
+            "cross_entropy": up * self.cross_entropy(logits, self.targets[batch.index]),
             "latent": up * ((1 - w.detach().squeeze(1)) * distance).mean(),
             "auxiliary": down * auxiliary_loss(branches, given),
         }
