@@ -138,6 +138,9 @@ class Trainer:
         self.method = method_class(config.method)(config, self.train).to(self.device)
         self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        both = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
+        self.averaged = [pair for pair in both if pair[0].is_floating_point()]
+        self.copied = [pair for pair in both if not pair[0].is_floating_point()]  # BatchNorm's counts
         parallel.share(self.network, config.batch_size)
         self.optimizer = make_optimizer(config, self.network)
         # two batches an epoch at least: the learning rate, which rises from 0, is 0 in a round's first step
@@ -236,12 +239,10 @@ class Trainer:
         window = max(1.0, self.config.average_epochs * self.steps_per_epoch)
         done = self.epoch * self.steps_per_epoch + step
         decay = min(1 - 1 / window, (1 + done) / (10 + done))
-        pairs = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
-        means, values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        means, values = zip(*self.averaged, strict=True)
         torch._foreach_lerp_(means, values, 1 - decay)  # at once: a GPU takes longer to be called than to compute
-        for mean, value in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(value)
+        for mean, value in self.copied:
+            mean.copy_(value)
 
     @torch.no_grad()
     def collect(self, faces: FaceSet, mirror: bool = True) -> Collection:
