@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ferlab.config import Config
 from ferlab.errors import FerlabError
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Features(NamedTuple):
@@ -156,6 +161,28 @@ class DRFER(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pixels [B, 3, size, size] predicted from (masked) faces by trunk, Local Branch and decoder."""
         return self.decoder(self.local(self.trunk(x))[2])
+
+
+def folded(network: Network) -> Network:
+    """A copy for evaluation in which a batch normalisation that follows a convolution is part of it, and costs nothing.
+
+    That is so in nn.Sequential and in residual blocks, whose order is known; what else a network has stays as it is.
+    """
+    network = copy.deepcopy(network).eval()
+    for module in list(network.modules()):
+        children = dict(module.named_children())
+        if isinstance(module, nn.Sequential):
+            pairs = list(pairwise(children))
+        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and torchvision's
+            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        else:
+            continue
+        for name, following in pairs:
+            convolution, norm = children.get(name), children.get(following)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, following, nn.Identity())
+    return network
 
 
 def standardise(images: Tensor, size: int) -> Tensor:

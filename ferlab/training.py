@@ -24,7 +24,7 @@ from ferlab.augment import augment
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError, OtherRunError
-from ferlab.model import DRFER, Features, standardise
+from ferlab.model import DRFER, Features, folded, standardise
 from ferlab.runs import Run, environment, write_json
 
 
@@ -319,14 +319,14 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
 
     precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32.
     """
-    device = torch.device(device)
+    device, size, network = torch.device(device), network.size, folded(network)
     chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
 
     def of_rows(rows: Tensor) -> Collection:
         logits, embeddings = [], []
         for index in rows.split(chunk):
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
-            images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
+            images = standardise(raw, size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)
             with in_precision(precision, device):
                 features = [network(view) for view in views]
@@ -334,11 +334,7 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
             embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
         return Collection(torch.cat(logits), torch.cat(embeddings))
 
-    was_training = network.training
-    network.eval()
-    collected = parallel.by_rows(of_rows, torch.arange(len(faces)))
-    network.train(was_training)
-    return collected
+    return parallel.by_rows(of_rows, torch.arange(len(faces)))
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:

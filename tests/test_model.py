@@ -10,7 +10,7 @@ from torch import nn
 
 from ferlab.config import Config
 from ferlab.errors import FerlabError
-from ferlab.model import DRFER, LocalBranch, count_parameters, load_backbone_weights, standardise
+from ferlab.model import DRFER, LocalBranch, count_parameters, folded, load_backbone_weights, standardise
 
 
 def network(backbone="small", size=32, **settings):
@@ -89,6 +89,42 @@ def test_decoder_paints_each_cell_into_its_own_square():
     local_map[0, :, 0, 3] = 5.0
     changed = (net.decoder(local_map) - blank).abs().sum((0, 1)) > 0
     assert changed[:8, 24:].any() and not changed[16:].any() and not changed[:, :16].any()  # a 3x3 convolution's reach
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "resnet50"])
+def test_folded_network_says_the_same_without_batch_normalisation(backbone):
+    network = DRFER(Config(backbone=backbone), 7)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:  # as after some training
+        for values in (norm.weight, norm.running_var):
+            nn.init.uniform_(values, 0.5, 1.5)
+        for values in (norm.bias, norm.running_mean):
+            nn.init.normal_(values, std=0.3)
+    images = torch.randn(4, 3, 48, 48)
+    network.train()
+    fast = folded(network)
+    assert network.training and sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == len(norms)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    with torch.no_grad():
+        for one, other in zip(fast(images), network.eval()(images)):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_folding_leaves_alone_what_it_does_not_know():
+    class Before(nn.Module):
+        """Normalises before it convolves, under the usual names."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.conv1(self.bn1(x))
+
+    network = nn.Sequential(Before(), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1)).eval()
+    nn.init.uniform_(network[0].bn1.running_mean)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(network)(images), network(images))
 
 
 def test_standardised_pixels_have_fixed_scale_and_any_size():

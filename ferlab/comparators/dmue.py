@@ -13,8 +13,8 @@ for Facial Expression Recognition, CVPR 2021.
 Source: branches, the L2 loss to the latent distribution, T = 1.2, w on the logits, the two ramps. Ours: b = 6, branches
 are linear heads on the shared vector; the similarities are the mean cosines with each class's faces in the batch;
 L_soft is weighed by 1 - w, without a gradient to w; and logits are weighed only after ``warm_up`` epochs. (From
-scratch, w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it.) Left
-out: a last stage of the backbone for each branch, the similarity-preserving loss between the branches.
+scratch, w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it.)
+Left out: a last stage of the backbone for each branch, the similarity-preserving loss between the branches.
 """
 
 from __future__ import annotations
