@@ -87,7 +87,7 @@ def test_retrieval_memory(benchmark, gallery):
 # --------------------------------------------------------------------------------------------------------- the mixture
 
 @pytest.mark.benchmark(group="a mixture a class, 290,000 losses")
-@pytest.mark.parametrize("system", ["ferlab", "scikit-learn"])
+@pytest.mark.parametrize("system", ["ferlab", "ferlab, one for all", "scikit-learn"])
 def test_split(benchmark, system):
     from sklearn.mixture import GaussianMixture
 
@@ -100,7 +100,8 @@ def test_split(benchmark, system):
         of = [roots[labels == c][:, None] for c in range(CLASSES)]
         return [GaussianMixture(2, covariance_type="tied").fit(each).predict_proba(each) for each in of]
 
-    run = scikit_learn if system == "scikit-learn" else lambda: ClassMixture("class").fit(roots, labels)
+    scope = "shared" if "all" in system else "class"
+    run = scikit_learn if system == "scikit-learn" else lambda: ClassMixture(scope).fit(roots, labels)
     benchmark.pedantic(run, rounds=3, warmup_rounds=1)
 
 

@@ -171,9 +171,9 @@ def folded(network: Network) -> Network:
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
         children = dict(module.named_children())
-        if isinstance(module, nn.Sequential):
+        if type(module).forward is nn.Sequential.forward:
             pairs = list(pairwise(children))
-        elif type(module).__name__ in ("BasicBlock", "Bottleneck"):  # ours and torchvision's
+        elif isinstance(module, BasicBlock) or type(module).__module__ == "torchvision.models.resnet":
             pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
         else:
             continue

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.mixture import GaussianMixture
 
+from ferlab import mixture
 from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians, evidence, fit_two_gaussians
 
@@ -46,6 +47,15 @@ def test_posterior_is_scikit_learns(tied, separation):
         # between the means, and with tied variances everywhere, there is nothing to repair
         middle = (losses >= mixture.low) & (losses <= mixture.high) | tied
         assert np.abs(mixture.low_probability(losses) - posterior)[middle].max() < 0.005
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sums_over_groups_of_neighbours_change_next_to_nothing(tied, monkeypatch):
+    losses, _ = planted(np.random.default_rng(0), 20_000, 0, 3, 1, 1.5)
+    grouped = fit_two_gaussians(losses, tied)
+    monkeypatch.setattr(mixture, "GROUPS", len(losses))
+    for name, value in vars(fit_two_gaussians(losses, tied)).items():
+        assert getattr(grouped, name) == pytest.approx(value, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
