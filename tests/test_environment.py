@@ -39,8 +39,8 @@ def imported(folder: Path) -> dict[str, str]:
             else:
                 modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             found |= {module.split(".")[0]: str(path) for module in modules}
-    own = {"ferlab", *(path.stem for path in folder.glob("*.py"))}
-    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names and name not in own}
+    known = {"ferlab", *(path.stem for path in folder.glob("*.py")), *sys.stdlib_module_names, "tomllib"}  # since 3.11
+    return {name: path for name, path in found.items() if name not in known}
 
 
 def test_every_import_of_the_package_is_a_dependency():
