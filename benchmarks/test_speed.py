@@ -86,7 +86,7 @@ def test_retrieval_memory(benchmark, gallery):
 
 # --------------------------------------------------------------------------------------------------------- the mixture
 
-@pytest.mark.benchmark(group="a mixture a class, 290,000 losses")
+@pytest.mark.benchmark(group="mixtures of 290,000 losses, one a class")
 @pytest.mark.parametrize("system", ["ferlab", "ferlab, one for all", "scikit-learn"])
 def test_split(benchmark, system):
     from sklearn.mixture import GaussianMixture

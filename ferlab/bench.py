@@ -191,8 +191,7 @@ def run_grid(
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
     first_seed = cells[0].seed if cells else 0
     done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
-    names = {cell.name for cell in cells}
-    known = [result for result in _read_all(results) if result["name"] in names and "failed" not in result]
+    known = [result for result in _made_before(cells, results) if "failed" not in result]
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
     later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
     return done + _run(later, results, Path(runs_folder), jobs)

@@ -14,6 +14,8 @@ import numpy as np
 from ferlab.data import as_array
 from ferlab.errors import FerlabError
 
+GROUPS = 4096  # of losses that are summed at once
+
 
 def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) -> np.ndarray:
     """The score to split by, [N], higher = more likely wrong, from the losses [N] and the retrieval margin [N].
@@ -32,8 +34,6 @@ def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) ->
     if kind == "margin":
         return -margin
     return np.sum([(s - s.mean()) / max(s.std(ddof=1), 1e-9) for s in (root, -margin)], axis=0)
-
-GROUPS = 4096  # of losses that are summed at once
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def folded(network: Network) -> Network:
     """A copy for evaluation in which a batch normalisation that follows a convolution is part of it, and costs nothing.
 
     That is so in nn.Sequential and in residual blocks, whose order is known; what else a network has stays as it is.
+    Making the copy takes as long as evaluating a few faces.
     """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):

@@ -139,7 +139,7 @@ class Trainer:
         self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         both = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
-        self.averaged = [pair for pair in both if pair[0].is_floating_point()]
+        self.averaged = tuple(zip(*(pair for pair in both if pair[0].is_floating_point()), strict=True))
         self.copied = [pair for pair in both if not pair[0].is_floating_point()]  # BatchNorm's counts
         parallel.share(self.network, config.batch_size)
         self.optimizer = make_optimizer(config, self.network)
@@ -239,7 +239,7 @@ class Trainer:
         window = max(1.0, self.config.average_epochs * self.steps_per_epoch)
         done = self.epoch * self.steps_per_epoch + step
         decay = min(1 - 1 / window, (1 + done) / (10 + done))
-        means, values = zip(*self.averaged, strict=True)
+        means, values = self.averaged
         torch._foreach_lerp_(means, values, 1 - decay)  # at once: a GPU takes longer to be called than to compute
         for mean, value in self.copied:
             mean.copy_(value)
@@ -247,7 +247,7 @@ class Trainer:
     @torch.no_grad()
     def collect(self, faces: FaceSet, mirror: bool = True) -> Collection:
         """The averaged network in evaluation mode on every face, in order."""
-        return collect(self.average, faces, mirror, self.device, self.precision)
+        return collect(folded(self.average), faces, mirror, self.device, self.precision)
 
     def evaluate(self, faces: FaceSet, mirror: bool = False) -> dict:
         """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
@@ -319,14 +319,14 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
 
     precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32.
     """
-    device, size, network = torch.device(device), network.size, folded(network)
+    device = torch.device(device)
     chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
 
     def of_rows(rows: Tensor) -> Collection:
         logits, embeddings = [], []
         for index in rows.split(chunk):
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
-            images = standardise(raw, size).contiguous(memory_format=torch.channels_last)
+            images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)
             with in_precision(precision, device):
                 features = [network(view) for view in views]
@@ -334,7 +334,11 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
             embeddings.append(F.normalize(torch.stack([f.embedding for f in features]).mean(0), dim=1))
         return Collection(torch.cat(logits), torch.cat(embeddings))
 
-    return parallel.by_rows(of_rows, torch.arange(len(faces)))
+    was_training = network.training
+    network.eval()
+    collected = parallel.by_rows(of_rows, torch.arange(len(faces)))
+    network.train(was_training)
+    return collected
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
