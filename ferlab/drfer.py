@@ -258,15 +258,21 @@ class DRFERMethod(Method):
             chance_corrected=kind == "chance", exclude=exclude), queries, exclude)
 
     def quality(self) -> dict:
-        """How right the split and the new labels are, by the truth that training does not see; without a truth, only
-        the share of faces that count as clean."""
-        truth = self.faces.truth
+        """How right the split and the new labels are, by the truth that training does not see, of all faces and, under
+        "per_class", of each given label; without a truth, only the share of faces that count as clean."""
+        truth, votes = self.faces.truth, self.faces.votes
         if truth is None:
             return {"clean_share": (~self.noisy).double().mean().item()}
+        w, soft = self.clean_probability.cpu().numpy(), self.new_targets.cpu().numpy()
         given, noisy = self.given.cpu().numpy(), self.noisy.cpu().numpy()
-        return metrics.split_quality(
-            self.clean_probability.cpu().numpy(), given, truth, self.config.clean_threshold
-        ) | metrics.relabelling_quality(self.new_targets.cpu().numpy(), noisy, given, truth, self.faces.votes)
+
+        def of(rows) -> dict:
+            return metrics.split_quality(w[rows], given[rows], truth[rows], self.config.clean_threshold) | (
+                metrics.relabelling_quality(soft[rows], noisy[rows], given[rows], truth[rows],
+                                            None if votes is None else votes[rows]))
+
+        return of(slice(None)) | {
+            "per_class": {name: of(given == c) for c, name in enumerate(self.faces.classes) if (given == c).any()}}
 
     def labels_unseen(
         self, scores: Tensor, precision: Tensor, probability: Tensor, given: Tensor, mixture: ClassMixture

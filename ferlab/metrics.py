@@ -46,20 +46,18 @@ def noise_detection(suspicion: np.ndarray, wrong: np.ndarray) -> dict:
 
 
 def split_quality(clean_probability: np.ndarray, given: np.ndarray, truth: np.ndarray, threshold: float) -> dict:
-    """How well the clean set was found: AUROC, average precision, precision, recall, share kept, AUROC of each class.
+    """How well the clean set was found: AUROC, average precision, precision, recall and share kept.
 
     clean_probability: [N], higher = cleaner; a sample at or above ``threshold`` is clean. Faces of unknown truth
     (-1) are left out.
     """
     known = truth >= 0
-    w, given, wrong = clean_probability[known], given[known], (given != truth)[known]
+    w, wrong = clean_probability[known], (given != truth)[known]
     clean = w >= threshold
-    per_class = {int(c): noise_detection(-w[given == c], wrong[given == c])["auroc"] for c in np.unique(given)}
     return noise_detection(-w, wrong) | {
         "clean_precision": float((~wrong[clean]).mean()) if clean.any() else None,
         "clean_recall": float(clean[~wrong].mean()) if (~wrong).any() else None,
         "clean_share": float(clean.mean()) if len(clean) else None,
-        "auroc_per_class": per_class,
     }
 
 

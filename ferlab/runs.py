@@ -1,7 +1,7 @@
 """One directory a run: settings, environment, metrics of every epoch, checkpoint, and the state of every split.
 
     config.json         the settings (``Config``)
-    environment.json    versions, device, data set, label rule, noise
+    environment.json    versions, commit, device, data set, label rule, noise
     metrics.jsonl       one line an epoch
     checkpoint.pt       everything that resuming needs; plain tensors, loaded without running code
     warm_up.pt          the checkpoint shortly before the first split, where others set out (lessons and bench, DR-FER)
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,7 +110,7 @@ class Run:
 
     @property
     def environment(self) -> dict:
-        """Versions, device, data set, label rule, noise and classes."""
+        """Versions, commit, device, data set, label rule, noise and classes."""
         return self._read("environment.json", lambda path: json.loads(path.read_text()))
 
     @property
@@ -183,13 +184,33 @@ def absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().resolve())
 
 
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, "... (changed)" if the package was edited since.
+
+    None where the package is not part of a checkout, or without git.
+    """
+    def git(*command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True)
+
+    try:
+        if git("ls-files", "--error-unmatch", Path(__file__).name).returncode:  # in another project's checkout
+            return None
+        changed = git("diff", "--quiet", "HEAD", "--", ".").returncode
+        return git("rev-parse", "HEAD").stdout.strip() + (" (changed)" if changed else "")
+    except OSError:
+        return None
+
+
 def environment(config: Config | None = None) -> dict:
-    """Versions and device, for a record; also, of a training with these settings, the precision."""
+    """Versions, commit and device, for a record; also, of a training with these settings, the precision."""
     import torchvision
+
+    import ferlab
 
     cuda = torch.cuda.is_available()
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-        "numpy": np.__version__, "platform": platform.system() + " " + platform.machine(),
+        "ferlab": ferlab.__version__, "commit": commit(), "python": platform.python_version(),
+        "torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__,
+        "platform": platform.system() + " " + platform.machine(),
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads",
     } | ({} if config is None else {"precision": parallel.precision(config)})

@@ -329,6 +329,12 @@ def trained():
 def test_training_finds_and_mends_wrong_labels(trained):
     record = trained.records[-2]["split"]
     assert record["auroc"] > 0.95 and record["clean_precision"] > 0.95 and record["right_after"] > 0.9
+    faces = trained.splits.train
+    assert list(record["per_class"]) == list(faces.classes)
+    count = np.bincount(faces.labels)
+    for score in ("right_after", "clean_share"):
+        shares = [of[score] for of in record["per_class"].values()]
+        assert np.average(shares, weights=count) == pytest.approx(record[score])
 
 
 def test_state_is_in_the_order_of_the_faces(trained):

@@ -77,7 +77,6 @@ def test_split_quality_counts_known_faces_only():
     # clean: faces 0, 1, 2, 5; wrong: faces 2, 4
     assert scores["clean_precision"] == 3 / 4 and scores["clean_recall"] == 3 / 4 and scores["clean_share"] == 4 / 6
     assert scores["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 0, 1, 0], -clean_probability[:6]))
-    assert scores["auroc_per_class"] == {0: pytest.approx(2 / 3), 1: 1.0}
 
 
 def test_relabelling_quality_counts_by_hand():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from ferlab import runs
 from ferlab.config import Config
 from ferlab.errors import BusyError, FerlabError
 from ferlab.runs import Run, environment, write_json, write_whole
@@ -117,6 +119,29 @@ def test_metrics_and_settings_come_back_as_they_were(tmp_path):
     opened = Run.open(tmp_path)
     assert opened.config == config and opened.metrics == records
     assert opened.environment["torch"] == torch.__version__ and opened.environment["dataset"] == "rendered"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_environment_tells_the_commit(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-c", "user.name=A", "-c", "user.email=a@b", *command], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout.strip()
+
+    module = tmp_path / "package" / "runs.py"
+    module.parent.mkdir()
+    module.write_text("a = 1\n")
+    monkeypatch.setattr(runs, "__file__", str(module))
+    git("init")
+    assert runs.commit() is None  # not part of the checkout that it lies in
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert environment()["commit"] == git("rev-parse", "HEAD")
+    (tmp_path / "notes").write_text("beside the package")
+    assert runs.commit() == git("rev-parse", "HEAD")
+    module.write_text("a = 2\n")
+    assert runs.commit() == git("rev-parse", "HEAD") + " (changed)"
+    monkeypatch.setenv("PATH", "")
+    assert runs.commit() is None
 
 
 def test_checkpoints_come_back_as_they_were(tmp_path):
