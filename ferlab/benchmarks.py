@@ -302,7 +302,7 @@ class _Folder:
             return None
         try:
             status = os.stat(self.base / path)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a 0 byte in the name
             return None
         return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
 
