@@ -425,8 +425,8 @@ def _numbers(table: pd.DataFrame, columns: Sequence[str], path: str, lowest: int
         values[blank], inside[blank] = empty, True
     if not inside.all():
         row, column = np.argwhere(~inside)[0]
-        raise FerlabError(f"{path}, line {table.index[row] + 2}: {columns[column]} is {text.iloc[row, column]!r}; it "
-                          f"must be a whole number in {lowest}..{highest}.")
+        raise FerlabError(f"{path}, line {table.index[row] + 2}: {columns[column]} is "
+                          f"{str(text.iloc[row, column])[:60]!r}; it must be a whole number in {lowest}..{highest}.")
     return values.astype(np.int64)
 
 
@@ -482,7 +482,7 @@ def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
     table["Image name"], usage = table["Image name"].str.strip(), table["Usage"].str.strip().to_numpy()
     strange = set(usage) - {part for part, _ in _FER_PARTS.values()}
     if strange:
-        raise FerlabError(f"fer2013new.csv in {files.root} has the Usage {min(strange)!r}; it must be Training, "
+        raise FerlabError(f"fer2013new.csv in {files.root} has the Usage {min(strange)[:60]!r}; it must be Training, "
                           "PublicTest or PrivateTest.")
     votes = _numbers(table, _FER_VOTES, "fer2013new.csv", 0, 1000)
     names = table["Image name"].to_numpy(str)
@@ -573,8 +573,8 @@ def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         if not name:
             continue
         if not name.startswith(("train_", "test_")) or len(rest) != 1 or rest[0] not in set("1234567"):
-            raise FerlabError(f"{path}, line {number}: {line!r} is not an image name (train_… or test_…) and a label "
-                              "in 1..7.")
+            raise FerlabError(f"{path}, line {number}: {line[:60]!r} is not an image name (train_… or test_…) and a "
+                              "label in 1..7.")
         names.append(name)
         labels.append(int(rest[0]) - 1)
     if not files.has("Image/aligned"):

@@ -271,6 +271,6 @@ def _rows_of(faces: FaceSet, names: list[str], path: str | Path) -> np.ndarray:
 
 def _class_of(faces: FaceSet, label: str, name: str, path: str | Path) -> int:
     if label not in faces.classes:
-        raise FerlabError(f"{path} calls {name} {label!r}, which is no class: the classes are "
+        raise FerlabError(f"{path} calls {name[:60]} {label[:60]!r}, which is no class: the classes are "
                           f"{', '.join(faces.classes)}.")
     return faces.classes.index(label)

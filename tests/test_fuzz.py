@@ -48,7 +48,8 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
             case 5:
                 data[start:start] = draw.randbytes(draw.choice((1, 3, 50)))
             case 6:
-                data[start:start] = draw.choice((b"\n", b"\0", b",", b'"', b"\xff\xfe", b"../", b"-1", b"1e999", b"nan", b"{"))
+                data[start:start] = draw.choice(
+                    (b"\n", b"\0", b",", b'"', b"\xff\xfe", b"../", b"-1", b"1e999", b"nan", b"{"))
             case 7:
                 digits = [i for i, b in enumerate(data) if 48 <= b <= 57]
                 for i in draw.sample(digits, min(len(digits), 3)):
