@@ -3,11 +3,13 @@
     plots.labelled_faces(faces.images[:16], faces.labels[:16], faces.truth[:16], faces.classes)
 
 Each function takes arrays and returns its ``Picture``, which a notebook shows when it is the last value of a cell.
-``python -m ferlab.plots`` (or ``make figures``) draws those of ``FIGURES`` into figures/, from rendered faces only.
+``python -m ferlab.plots`` (or ``make figures``) draws those of ``FIGURES`` into figures/, from rendered faces only, and
+copies those of ``SHOWN`` out of the notebooks.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 import itertools
@@ -1000,17 +1002,34 @@ FIGURES: dict[str, Callable[[], Picture]] = {
     "wrong_labels": figure_wrong_labels,
     "parts": figure_parts,
 }
+SHOWN = {  # notebook and cell
+    "mixture": ("03_class_wise_loss_mixture", "cell027"),
+    "embeddings": ("04_distribution_contrastive_learning", "cell-30"),
+    "neighbours": ("05_retrieval_relabelling", "cell-08"),
+}
+
+
+def shown_in(notebook: str, cell: str) -> bytes:
+    """The first picture that a cell of a notebook, as it is stored, shows, as PNG."""
+    import nbformat
+
+    from ferlab.walkthrough import notebook_folder
+
+    cells = nbformat.read(notebook_folder() / f"{notebook}.ipynb", as_version=4).cells
+    outputs = next(each for each in cells if each.id == cell).outputs
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
+    return base64.b64decode(pictures[0])
 
 
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), default="figures", show_default=True)
-@click.option("--only", type=click.Choice(list(FIGURES)), multiple=True, help="Draw only this; may be repeated.")
+@click.option("--only", type=click.Choice([*FIGURES, *SHOWN]), multiple=True, help="Draw only this; may be repeated.")
 def main(output: Path, only: tuple[str, ...]) -> None:
-    """Draw the pictures of the README and the notebooks, each from its function in ferlab/plots.py."""
+    """Draw the README's pictures, each from its function in ferlab/plots.py or as a notebook shows it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for name in only or FIGURES:
-            (output / f"{name}.png").write_bytes(FIGURES[name]().png())
+        for name in only or (*FIGURES, *SHOWN):
+            (output / f"{name}.png").write_bytes(FIGURES[name]().png() if name in FIGURES else shown_in(*SHOWN[name]))
             click.echo(f"{output / name}.png")
     except OSError as error:
         raise click.ClickException(f"{error.filename or output} cannot be written ({error.strerror}).") from error

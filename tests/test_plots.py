@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import REPOSITORY
 from matplotlib.colors import to_hex, to_rgb, to_rgba
 from PIL import Image
 
@@ -483,6 +484,12 @@ def test_command_draws_figures(tmp_path, monkeypatch: pytest.MonkeyPatch):
     assert Image.open(tmp_path / "figures" / "intensity.png").width > 500
     (tmp_path / "file").write_text("")
     assert CliRunner().invoke(plots.main, ["--output", str(tmp_path / "file" / "deep")]).exit_code == 1
+
+
+@pytest.mark.parametrize("name", plots.SHOWN)
+def test_readme_shows_what_the_notebooks_show(name):
+    assert (REPOSITORY / "figures" / f"{name}.png").read_bytes() == plots.shown_in(*plots.SHOWN[name]), "make figures"
+    assert f"figures/{name}.png" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_figures_of_the_rendered_faces(monkeypatch: pytest.MonkeyPatch):
