@@ -196,7 +196,8 @@ def test_data_path(benchmark, folder, tmp_path, system):
         for path in filter(Path.is_file, (tmp_path / "cache").rglob("*")):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # so that it is read from the disk
+                if hasattr(os, "posix_fadvise"):  # so that it is read from the disk
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     if "packed" in system:
         trainer = load(tmp_path / "cache")
