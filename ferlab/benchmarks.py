@@ -298,10 +298,10 @@ class _Folder:
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         """Size and time of a file; None where there is none, or where the path leads out of the data set."""
-        if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute():
+        if path.startswith("/") or ".." in path.split("/"):
             return None
         try:
-            status = os.stat(self.base / path)
+            status = os.stat(os.path.join(self.base, path))
         except (OSError, ValueError):  # ValueError: a 0 byte in the name
             return None
         return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
