@@ -69,11 +69,9 @@ def test_retrieval(benchmark, system):
 
     assert np.abs(ours()[:5].numpy() - scikit_learn(5)).max() < 1e-6
     assert np.abs(ours()[:5].numpy() - torchmetrics(5)).max() < 1e-5  # it sums in single precision
-    others = {"scikit-learn": scikit_learn, "torchmetrics": torchmetrics}
-    if system in others:
-        benchmark.pedantic(others[system], rounds=1)
-    else:
-        benchmark.pedantic(ours if system == "ferlab" else floor, rounds=5, warmup_rounds=1)
+    slow = {"scikit-learn": scikit_learn, "torchmetrics": torchmetrics}
+    times = {"rounds": 1} if system in slow else {"rounds": 5, "warmup_rounds": 1}
+    benchmark.pedantic((slow | {"ferlab": ours}).get(system, floor), **times)
 
 
 @pytest.mark.benchmark(group="class AP, 256 queries, growing gallery")

@@ -266,13 +266,12 @@ class DRFERMethod(Method):
         w, soft = self.clean_probability.cpu().numpy(), self.new_targets.cpu().numpy()
         given, noisy = self.given.cpu().numpy(), self.noisy.cpu().numpy()
 
-        def of(rows) -> dict:
+        def quality(rows: Any) -> dict:
             return metrics.split_quality(w[rows], given[rows], truth[rows], self.config.clean_threshold) | (
                 metrics.relabelling_quality(soft[rows], noisy[rows], given[rows], truth[rows],
                                             None if votes is None else votes[rows]))
 
-        return of(slice(None)) | {
-            "per_class": {name: of(given == c) for c, name in enumerate(self.faces.classes) if (given == c).any()}}
+        return metrics.by_class(quality, given, self.faces.classes)
 
     def labels_unseen(
         self, scores: Tensor, precision: Tensor, probability: Tensor, given: Tensor, mixture: ClassMixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -88,6 +91,15 @@ def relabelling_quality(
         rated = noisy & (votes.sum(1) > 0)
         result["divergence"] = float(jensen_shannon(soft[rated], votes[rated]).mean()) if rated.any() else None
     return result
+
+
+def by_class(quality: Callable[[Any], dict], given: np.ndarray, classes: Sequence[str]) -> dict:
+    """``quality`` of all faces and, under "per_class", of those of each given label, int [N], that there is.
+
+    quality: takes an index of rows, a slice or bool [N].
+    """
+    present = {name: given == c for c, name in enumerate(classes) if (given == c).any()}
+    return quality(slice(None)) | {"per_class": {name: quality(rows) for name, rows in present.items()}}
 
 
 def fisher_ratio(embeddings: np.ndarray, labels: np.ndarray) -> float:

@@ -9,7 +9,6 @@ copies those of ``SHOWN`` out of the notebooks.
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 import itertools
@@ -1013,12 +1012,11 @@ def shown_in(notebook: str, cell: str) -> bytes:
     """The first picture that a cell of a notebook, as it is stored, shows, as PNG."""
     import nbformat
 
-    from ferlab.walkthrough import notebook_folder
+    from ferlab.walkthrough import notebook_folder, pictures
 
-    cells = nbformat.read(notebook_folder() / f"{notebook}.ipynb", as_version=4).cells
-    outputs = next(each for each in cells if each.id == cell).outputs
-    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", ())]
-    return base64.b64decode(pictures[0])
+    stored = nbformat.read(notebook_folder() / f"{notebook}.ipynb", as_version=4)
+    stored.cells = [each for each in stored.cells if each.id == cell]
+    return next(iter(pictures(stored, notebook).values()))
 
 
 @click.command()

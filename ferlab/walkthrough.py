@@ -119,14 +119,13 @@ def write_page(notebook: NotebookNode, path: Path) -> None:
     write_text(path, page.replace("</head>", STYLE + "</head>", 1))
 
 
-def write_figures(notebook: NotebookNode, folder: Path, name: str) -> None:
-    """Every picture that it shows, as ``folder``/NAME_CELL_OUTPUT.png."""
+def pictures(notebook: NotebookNode, name: str) -> dict[str, bytes]:
+    """Every picture that it shows, as PNG, under the name of a file, NAME_CELL_OUTPUT.png."""
     from nbconvert.preprocessors import ExtractOutputPreprocessor
 
     extract = ExtractOutputPreprocessor(extract_output_types={"image/png"})
     _, found = extract.preprocess(copy.deepcopy(notebook), {"unique_key": name, "outputs": {}})
-    for file, picture in found["outputs"].items():
-        write_whole(folder / file, functools.partial(Path.write_bytes, data=picture))
+    return found["outputs"]
 
 
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
@@ -161,7 +160,8 @@ def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = No
         notebook, trouble = execute(path, profile)
         write_notebook(notebook, output / path.name)
         write_page(notebook, output / f"{path.stem}.html")
-        write_figures(notebook, output / "figures", path.stem)
+        for file, picture in pictures(notebook, path.stem).items():
+            write_whole(output / "figures" / file, functools.partial(Path.write_bytes, data=picture))
         if trouble:
             say(f"  {path.stem} failed after {time.perf_counter() - started:.0f} s\n\n{trouble}\n")
             say(f"What it showed until then is in {output / path.stem}.html; it can be mended with make lab.")

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 
 from ferlab.metrics import (
+    by_class,
     classification,
     fisher_ratio,
     jensen_shannon,
@@ -77,6 +78,14 @@ def test_split_quality_counts_known_faces_only():
     # clean: faces 0, 1, 2, 5; wrong: faces 2, 4
     assert scores["clean_precision"] == 3 / 4 and scores["clean_recall"] == 3 / 4 and scores["clean_share"] == 4 / 6
     assert scores["auroc"] == pytest.approx(roc_auc_score([0, 0, 1, 0, 1, 0], -clean_probability[:6]))
+
+    def quality(rows):
+        return split_quality(clean_probability[rows], given_labels[rows], truth[rows], 0.5)
+
+    of_classes = by_class(quality, given_labels, ("calm", "glad", "cross"))
+    assert of_classes.pop("per_class") == {"calm": quality(given_labels == 0), "glad": quality(given_labels == 1)}
+    assert of_classes == scores
+    assert quality(given_labels == 0)["auroc"] == pytest.approx(2 / 3) and quality(given_labels == 1)["auroc"] == 1.0
 
 
 def test_relabelling_quality_counts_by_hand():

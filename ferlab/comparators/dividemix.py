@@ -104,10 +104,12 @@ class DivideMix(Comparator):
             mixture = fit_two_gaussians(losses, tied=False)
             clean = np.ones(len(losses)) if mixture is None else mixture.low_probability(losses)
             self.clean_probability[k] = torch.from_numpy(clean).float()
-        if self.faces.truth is None:
+        given, truth, w = self.faces.labels, self.faces.truth, self.clean_probability.mean(0).cpu().numpy()
+        if truth is None:
             return {}
-        w = self.clean_probability.mean(0).cpu().numpy()
-        return {"split": metrics.split_quality(w, self.faces.labels, self.faces.truth, self.threshold)}
+        return {"split": metrics.by_class(
+            lambda rows: metrics.split_quality(w[rows], given[rows], truth[rows], self.threshold), given,
+            self.faces.classes)}
 
 
 def refine(w: Tensor, labelled: Tensor, targets: Tensor, own: Tensor, both: Tensor, temperature: float) -> Tensor:
