@@ -3,7 +3,7 @@
 Zhang, Wang, Ling and Deng, Learn from All: Erasing Attention Consistency for Noisy Label Facial Expression
 Recognition, ECCV 2022.
 
-    M_ic = sum_d W_cd F_id                                       class activation map; F: last feature map of face i
+    M_ic = sum_d W_cd F_id            class activation map; F: last feature map of face i; W has no gradient from it
     L_c = 1/(N C H W) sum_ic ||M_ic - flip(M'_ic)||^2            M': of the mirror image
     L = CE(the face, y) + lambda L_c                             the mirror image has no cross-entropy: imbalanced
 
@@ -32,7 +32,7 @@ class EAC(Comparator):
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         images = erase(batch.images, self.erased_area, self.erased_share, generator)
         face, mirrored = network.parts(images), network.parts(images.flip(3))
-        maps = (activation_maps(parts, network.classifier.weight) for parts in (face, mirrored))
+        maps = (activation_maps(parts, network.classifier.weight.detach()) for parts in (face, mirrored))
         return {"cross_entropy": self.cross_entropy(network.classifier(face.vector), self.targets[batch.index]),
                 "consistency": self.consistency_weight * flip_consistency(*maps)}
 
