@@ -19,13 +19,15 @@ from __future__ import annotations
 import json
 import os
 import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from ferlab.errors import BusyError, FerlabError, OtherRunError
 from ferlab.runs import Run, write_json, write_whole
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 # What a row of measured numbers says of how they were measured.
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
+HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
 
 
@@ -63,10 +66,11 @@ class Cell:
 def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     """The cells of a grid file.
 
-    Raises FerlabError for a file that is no grid, and for an unknown key, data set, profile, noise, method or setting,
-    with its line and the known ones.
+    Raises FerlabError for a file that is no grid, for an unknown key, option, data set, profile, noise, method or
+    setting, with its line and the known ones, and for a value that does not fit, with its line.
     """
     from ferlab import benchmarks, comparators, config
+    from ferlab.cli import DATA_OPTIONS
     from ferlab.data import NOISE_KINDS
 
     try:
@@ -78,22 +82,47 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
             for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
             for schedule, times in grid["schedules"].items()
         ]
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}): see benchmarks/.") from error
-    settings = [key for part in ("methods", "schedules") for each in grid[part].values() for key in each]
+    except KeyError as error:
+        raise FerlabError(f"{path} is no grid file: it lacks {error}; see those in benchmarks/.") from error
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}); see those in benchmarks/."
+                          ) from error
+    if not cells:
+        raise FerlabError(f"{path} asks for no training: give it seeds, noise, methods and schedules.")
+
+    def line(name: object, part: str = "") -> str:
+        """Where it stands, in or after a part of the file."""
+        rows = text.splitlines()
+        first = next((i for i, row in enumerate(rows) if f'"{part}"' in row), 0)
+        found = (i for i, row in enumerate(rows) if i >= first and json.dumps(name) in row)
+        return f"{path}, line {next(found, first) + 1}"
+
+    settings = sorted(vars(config.Config()).keys() - {"seed"})
     keys = ("name", "data", "options", "profile", "seeds", "noise", "methods", "schedules")
-    for what, found, known in (
-        ("key", grid, keys), ("data set", [grid["data"]], benchmarks.NAMES),
-        ("profile", [grid["profile"]], config.PROFILES),
-        ("noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
-        ("setting", settings, vars(config.Config()).keys() - {"seed"}),
-        ("method", [cell.settings["method"] for cell in cells if "method" in cell.settings], comparators.METHODS),
+    for what, part, found, known in (
+        ("key", "", grid, keys), ("data set", "data", [grid["data"]], benchmarks.NAMES),
+        ("profile", "profile", [grid["profile"]], config.PROFILES),
+        ("option", "options", grid.get("options", {}), (*HOW_READ, *DATA_OPTIONS)),
+        ("noise", "noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
+        *(("setting", section, each, settings) for section in ("methods", "schedules")
+          for each in grid[section].values()),
+        ("method", "methods", [cell.settings.get("method", "drfer") for cell in cells], comparators.METHODS),
     ):
         for name in found:
             if name not in known:
-                line = next((i for i, row in enumerate(text.splitlines(), 1) if json.dumps(name) in row), 1)
-                raise FerlabError(f'{path}, line {line}: there is no {what} "{name}"; the known ones are '
+                raise FerlabError(f'{line(name, part)}: there is no {what} "{name}"; the known ones are '
                                   f"{', '.join(known)}.")
+    for cell in cells:
+        if type(cell.rate) not in (int, float) or not 0 <= cell.rate <= 1:
+            raise FerlabError(f'{line(cell.noise, "noise")}: the rate of {cell.noise} is {cell.rate!r}: give a number '
+                              "between 0 and 1.")
+        if type(cell.seed) is not int:
+            raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
+        try:
+            config.profile(cell.profile, **cell.settings, seed=cell.seed)
+        except (FerlabError, TypeError) as error:
+            raise FerlabError(f'{line(cell.method, "methods")}: the method "{cell.method}" with the schedule '
+                              f'"{cell.schedule}" has a value that does not fit: {error}') from error
     return cells
 
 
@@ -126,7 +155,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(settings),
     }
-    how_read = {key: cell.options[key] for key in ("rule", "skip_bad", "holdout") if key in cell.options}
+    how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}
     write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
         "data": cell.data, **how_read, "root": runs.absolute(cell.root),
         "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
@@ -216,17 +245,40 @@ def _made_before(cells: list[Cell], results: Path) -> list[dict]:
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:
     done: list[str] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        for wait in (False, True):  # first what nobody is at
+        for patient in (False, True):  # first what nobody is at
             left = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
-            futures = [pool.submit(run_cell_once, cell, results, runs_folder, wait) for cell in left]
-            for future in as_completed(futures):
+            futures = [pool.submit(run_cell_once, cell, results, runs_folder, patient) for cell in left]
+            for future in _as_completed(futures, left, runs_folder):
                 if (result := future.result()) is None:
                     continue
                 done.append(result["name"])
                 said = f"failed: {result['failed']}" if "failed" in result else ", ".join(
                     [f"{k} {v['accuracy']:.3f}" for k, v in result["scores"].items()] + [f"{result['seconds']:.0f} s"])
-                print(f"{len(done)}/{len(cells)} {result['name']}: {said}", flush=True)
+                tqdm.write(f"{len(done)}/{len(cells)} {result['name']}: {said}")
     return done
+
+
+def _as_completed(futures: list[Future], cells: list[Cell], runs_folder: Path) -> Iterator[Future]:
+    """The futures of the cells as they end, under a bar (on a terminal) of all their epochs."""
+    from ferlab import config
+
+    epochs = [config.profile(cell.profile, **cell.settings).epochs for cell in cells]
+    pending = set(futures)
+    with tqdm(total=sum(epochs), desc=f"{len(cells)} trainings", unit="epoch", disable=None if cells else True) as bar:
+        while pending:
+            ended, pending = wait(pending, timeout=2, return_when=FIRST_COMPLETED)
+            yield from ended
+            bar.n = sum(whole if future.done() else _epochs_done(runs_folder / cell.name)
+                        for future, cell, whole in zip(futures, cells, epochs, strict=True))
+            bar.refresh()
+
+
+def _epochs_done(directory: Path) -> int:
+    """Epochs of a run so far."""
+    try:
+        return (directory / "metrics.jsonl").read_text().count("\n")
+    except OSError:
+        return 0
 
 
 def _end_with_parent() -> None:

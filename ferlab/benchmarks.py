@@ -41,6 +41,7 @@ SPLITS = ("train", "valid", "test")
 _OPTIONS = ("train", "valid", "test", "seed")
 
 MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
+SMALLEST = 8  # pixels: an image of which a side is shorter holds no face
 MAX_BYTES = 100_000_000  # likewise a larger file
 CHUNK = 512  # images decoded between two saved states of a pack
 WORKERS = min(4, os.cpu_count() or 1)
@@ -203,7 +204,7 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
     strange = sorted(set(options) - {*_OPTIONS, *(["workers"] if name == "rendered" else [])})
     if strange:
-        raise FerlabError(f"{name} takes no option {', '.join(strange)}.")
+        raise FerlabError(f"{name} takes no option {', '.join(strange)}; its options are {', '.join(_OPTIONS)}.")
     if name == "rendered":
         return None
     for option, value in options.items():
@@ -225,7 +226,11 @@ def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) 
     except (OSError, RuntimeError, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FerlabError(f"{root} cannot be read ({error}); is it whole, and may you read it?") from error
     if not found:
-        raise FerlabError(f"{root} holds no {' or '.join(splits)} faces; {expected}")
+        others = []
+        with suppress(Exception):  # it is only a hint
+            others = [rows.split for rows in benchmark.read(files, SPLITS, ask)]
+        elsewhere = f", but it has {' and '.join(others)} (--split)" if others else ""
+        raise FerlabError(f"{root} holds no {' or '.join(splits)} faces{elsewhere}; {expected}")
     for rows in found:
         if not (rows.labels >= 0).any():
             raise FerlabError(f"The {rows.split} split of {name} in {root} is empty: no face is left; {expected}")
@@ -251,8 +256,12 @@ def _face_set(rows: _Rows, benchmark: _Benchmark, size: int, ask: _Ask) -> FaceS
         label_distribution=take(rows.soft), names=np.array(rows.names)[kept], dataset=ask.name, split=rows.split,
         rule=ask.rule if rows.votes is not None else "", skipped=tuple(skipped))
     empty = [name for name, count in zip(faces.classes, faces.class_counts) if count == 0]
-    if empty:
-        warnings.warn(f"The {rows.split} split of {ask.name} has no face of {', '.join(empty)}.", stacklevel=3)
+    lonely = [name for name, count in zip(faces.classes, faces.class_counts) if count == 1]
+    lacking = [f"{words} {', '.join(names)}" for words, names in (("no face of", empty), ("a single face of", lonely))
+               if names]
+    if lacking:
+        warnings.warn(f"The {rows.split} split of {ask.name} has {' and '.join(lacking)}: that is too little to learn "
+                      "or to judge such a class by; add faces, or take the class as absent.", stacklevel=3)
     return faces
 
 
@@ -642,8 +651,10 @@ def _affectnet_notes(files: _Files, paths: list[str], split: str, ask: _Ask) -> 
     """Labels [N] of many .npy files, -2 for a bad one, and what is wrong with those; cached when all are good."""
     stamps = [files.stamp(path) for path in paths]
     kept = _pack_folder(ask.cache) / f"affectnet-{split}-labels-{_digest(str(files.root), paths, stamps)}.npy"
-    if kept.exists():
-        return np.load(kept), {}
+    with suppress(OSError, ValueError, EOFError):  # absent, or damaged: then they are read once more
+        labels = np.load(kept)
+        if labels.shape == (len(paths),) and labels.dtype == np.int64:
+            return labels, {}
 
     def read(i: int) -> int | str:
         if stamps[i] is None:
@@ -768,6 +779,8 @@ def plain_picture(picture: Image.Image, mode: str, turn: bool = True) -> Image.I
 def _square(picture: Image.Image, size: int, mode: str, box: Sequence[int] | None = None) -> np.ndarray:
     """uint8 [size, size] (mode L) or [size, size, 3] (RGB) of any image; a box is in the pixels as they are stored."""
     width, height = picture.size
+    if min(width, height) < SMALLEST:
+        raise ValueError(f"it has {width} x {height} pixels only")
     picture = plain_picture(picture, mode, turn=box is None)
     if box is not None:
         left, top = max(int(box[0]), 0), max(int(box[1]), 0)

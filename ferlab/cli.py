@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ferlab import __version__
+from ferlab.comparators import METHODS
 from ferlab.config import PROFILES, Config, profile, profile_name
 from ferlab.errors import FerlabError
 
@@ -99,7 +100,7 @@ _labels_option = click.option(
               help="Run directory. [default: runs/<data>-<method>-seed<seed>]")
 @click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
               help="Size of the training. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
-@click.option("--method", default="drfer", show_default=True, help="drfer, plain, or a method it is compared with.")
+@click.option("--method", default="drfer", show_default=True, help=f"One of {', '.join(METHODS)}.")
 @click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
 @click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
@@ -108,15 +109,20 @@ _labels_option = click.option(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
               help="Change a setting of the profile, such as epochs=40; may be given several times.")
+@click.option("--show-settings", is_flag=True, help="Only print all settings, as profile, method and --set make them.")
 def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
           progress: bool | None, directory: Path | None, profile_: str | None, method: str, noise: str | None,
-          noise_rate: float | None, holdout: float, labels: Path | None, seed: int, settings: tuple[str, ...]) -> None:
+          noise_rate: float | None, holdout: float, labels: Path | None, seed: int, settings: tuple[str, ...],
+          show_settings: bool) -> None:
     """Train a recogniser, or go on with a training.
 
     The same command goes on where an interrupted training stopped.
     """
     chosen = dict(parse_setting(text) for text in settings)
     config = profile(profile_, **{"method": method, "seed": seed, **chosen})
+    if show_settings:
+        click.echo("\n".join(f"{key}={value}" for key, value in vars(config).items()))
+        return
     if noise is None and noise_rate is not None:
         raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
     noise_rate = 0.3 if noise and noise_rate is None else noise_rate
@@ -161,8 +167,9 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     trainer.fit()
 
     click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
-    agreement = next((made["split"].get("agreement", 1) for made in reversed(trainer.records) if "split" in made), 1)
-    if not metrics.has_learned(agreement, trainer.train.labels):
+    splits_made = [record["split"] for record in trainer.records if "split" in record]
+    agreement = splits_made[-1].get("agreement", 1) if splits_made else 1
+    if splits_made and not metrics.has_learned(agreement, trainer.train.labels):
         click.echo(f"At its last split the network gave {percent(agreement)} of the training faces their label. Unless "
                    "most labels are wrong, it has hardly learned, and its new labels are not to be trusted: it needs "
                    "more epochs (--set epochs=...) or more faces.")
@@ -273,6 +280,8 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     name = name or former.get("data")
     if name is None:
         raise FerlabError(f"{directory} does not tell its data set: give --data NAME.")
+    if not (isinstance(former.get("options", {}), dict) and isinstance(former.get("holdout", 0.0), int | float)):
+        raise FerlabError(f"{directory}/data.json is damaged: delete it, and give --data and --root.")
     if former.get("data") == name:
         root = root or former.get("root")
         rule = rule or former.get("rule")
@@ -315,7 +324,8 @@ def scores_table(result: dict[str, Any]) -> str:
     if result["note"]:
         lines.append(result["note"])
     if result["skipped"]:
-        lines.append(f"{result['skipped']:,} images could not be read and are left out.")
+        lines.append(f"{len(result['skipped']):,} images could not be read and are left out: "
+                     f"{', '.join(result['skipped'][:10])}{' ...' if len(result['skipped']) > 10 else ''}")
     width = max(len("class"), *map(len, result["classes"]))
     lines += ["", f"{'class':<{width}}  {'faces':>7}  {'recall':>8}  most often taken for"]
     for name, (other, most) in most_taken_for(result).items():
@@ -326,7 +336,7 @@ def scores_table(result: dict[str, Any]) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- predict
 
-@cli.command()
+@cli.command(short_help="Find the faces in photos, and tell their expressions.")
 @click.argument("paths", metavar="PHOTOS...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="ferplus", show_default=True,
               help="A recogniser that comes with ferlab, a run directory, or a file of Recogniser.save.")
@@ -383,7 +393,7 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
 
 # ------------------------------------------------------------------------------------------------------------- audit
 
-@cli.command()
+@cli.command(short_help="List the faces whose labels are likely wrong.")
 @_data_options("rendered")
 @click.option("--out", "directory", type=click.Path(path_type=Path, file_okay=False), required=True,
               help="Folder for the list, the picture and each fold's training.")
@@ -431,6 +441,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if new_labels is not None:
         faces = decisions.with_labels(faces, new_labels, str(labels))
     click.echo(_split_line(split, faces))
+    _tell_skipped(faces.skipped)
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
     runs.write_json(directory / "data.json", data)  # this and a copy of the labels, so that it can be explored
     if new_labels is not None:
@@ -507,6 +518,9 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
     made = benchmarks.pack(name, root, size=size, skip_bad=skip_bad, progress=progress, **parse_options(options))
     for split, path in made.items():
         click.echo(f"{split}: {path} ({path.stat().st_size / 1e6:,.0f} MB)")
+    if skip_bad and made:
+        for faces in benchmarks.load(name, root, size=size, skip_bad=True).with_faces().values():
+            _tell_skipped(faces.skipped)
     if not made:
         click.echo(f"The faces of {name} are in {cache_directory()}")
 
@@ -515,6 +529,15 @@ def _tell_splits(splits: Splits) -> None:
     for split, faces in splits._asdict().items():
         if faces is not None:
             click.echo(_split_line(split, faces))
+            _tell_skipped(faces.skipped)
+
+
+def _tell_skipped(names: tuple[str, ...], most: int = 50) -> None:
+    """Images that were left out, each on a line."""
+    for name in names[:most]:
+        click.echo(f"  left out: {name}")
+    if len(names) > most:
+        click.echo(f"  and {len(names) - most:,} more")
 
 
 def _split_line(split: str, faces: FaceSet) -> str:
@@ -524,7 +547,7 @@ def _split_line(split: str, faces: FaceSet) -> str:
     parts += [faces.noise] if faces.noise else []
     if not faces.noise and faces.noise_rate > 0:  # nan where nothing is known
         parts.append(f"{percent(faces.noise_rate)} of the labels differ from the reference")
-    parts += [f"{len(faces.skipped):,} images left out (first: {faces.skipped[0]})"] if faces.skipped else []
+    parts += [f"{len(faces.skipped):,} images left out"] if faces.skipped else []
     return ", ".join(parts)
 
 
@@ -573,7 +596,7 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
 
 # ----------------------------------------------------------------------------------------------------------- explore
 
-@cli.command()
+@cli.command(short_help="Look at suspected faces and decide about their labels.")
 @click.option("--run", "directory", metavar="DIR", required=True, help="A finished run of drfer, or an audit.")
 @click.option("--data", "name", metavar="NAME", help="Data set. [default: the run's]")
 @click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip. [default: the run's]")
@@ -603,7 +626,7 @@ def explore(directory: str, name: str | None, root: Path | None, log: Path | Non
 
 # ------------------------------------------------------------------------------------------------------- walkthrough
 
-@cli.command()
+@cli.command(short_help="Run the notebooks, and write them as pages to read.")
 @click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
               help="Size of the trainings. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
 @click.option("--only", metavar="NUMBER", multiple=True, help="Run only this notebook, such as 01; may be repeated.")
@@ -623,7 +646,7 @@ def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None
 
 # ------------------------------------------------------------------------------------------------------------- bench
 
-@cli.command()
+@cli.command(short_help="Run the trainings of a grid file.")
 @click.argument("grid", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--root", type=click.Path(path_type=Path), help="Where the grid's data set lies; rendered needs none.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default="benchmarks/results",
@@ -642,7 +665,7 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
     run_grid(grid, results, root, "runs", jobs, only)
 
 
-@cli.command()
+@cli.command(short_help="Print what ferlab bench measured, as tables.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False, exists=True), default="benchmarks/results",
               show_default=True)
 @click.option("--audits", type=click.Path(path_type=Path, file_okay=False), default="benchmarks/audit",
@@ -667,8 +690,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     import json
 
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text()).items())
+    except (OSError, ValueError, AttributeError) as error:
         raise FerlabError(f"{path} cannot be read ({type(error).__name__}): delete the run and train again.") from error
 
 

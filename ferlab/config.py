@@ -83,8 +83,9 @@ class Config:
                 raise FerlabError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(map(str, choices))}.')
         for names, allowed, words in RANGES:
             for name in names:
-                if not allowed(getattr(self, name)):
-                    raise FerlabError(f"{name} is {getattr(self, name)}: give {words}.")
+                value = getattr(self, name)
+                if isinstance(value, str) or not allowed(value):
+                    raise FerlabError(f"{name} is {value!r}: give {words}.")
         if self.size % 16 or self.size < 32:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
         if self.local_dimensions % self.attention_maps:

@@ -32,9 +32,9 @@ def evaluate(
     mirror: average over each face and its mirror image, as all numbers of this project are; papers mostly do not.
 
     Returns data, split, rule, against (what there was), mirror, classes, accuracy, mean_class_accuracy, macro_f1,
-    recall, counts, confusion_matrix (rows = true class), faces, note, skipped (faces that could not be read), run
-    (settings, data, environment) and environment; and, where raters' votes are known, divergence: the mean Jensen-
-    Shannon divergence of the outputs from the votes, in bits, lower = nearer.
+    recall, counts, confusion_matrix (rows = true class), faces, note, skipped (names of the images that could not be
+    read), run (settings, data, environment) and environment; and, where raters' votes are known, divergence: the mean
+    Jensen-Shannon divergence of the outputs from the votes, in bits, lower = nearer.
 
     Raises FerlabError where fewer than two classes match or no face is left.
     """
@@ -70,7 +70,7 @@ def evaluate(
     about = {key: value for key, value in recogniser.about.items() if value not in (None, {})}
     return result | {
         "note": _note(what, known, found, shared, int(((original >= 0) & (labels < 0)).sum())),
-        "skipped": len(faces.skipped), "run": about | {"settings": vars(recogniser.config)},
+        "skipped": list(faces.skipped), "run": about | {"settings": vars(recogniser.config)},
         "environment": environment(),
     }
 

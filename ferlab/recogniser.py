@@ -94,7 +94,7 @@ class Recogniser:
         faces = FaceSet(images, np.zeros(len(images), np.int64), self.classes)
         if not len(faces):
             return np.zeros((0, len(self.classes)), np.float32)
-        logits = collect(self.network, faces, mirror, self.device).logits
+        logits = collect(self.network, faces, mirror, self.device, bar=True).logits
         if not torch.isfinite(logits).all():
             raise FerlabError("The network's output is not a number: its training went astray; train it again.")
         return logits.softmax(1).cpu().numpy()

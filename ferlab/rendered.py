@@ -745,9 +745,12 @@ def _render_chunk(path: Path, size: int, seed: int, split: int, start: int, trut
     arrays: dict[str, Any] = {key: np.array([getattr(each, key) for each in expressions], np.float32)
                               for key in ("mixture", "units", "votes")}
     unfinished = path.with_suffix(f".{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        np.savez(file, images=np.stack(images), parts=np.stack(parts), truth=truth, identity=identity, **arrays)
-    os.replace(unfinished, path)
+    try:
+        with open(unfinished, "wb") as file:
+            np.savez(file, images=np.stack(images), parts=np.stack(parts), truth=truth, identity=identity, **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], workers, progress) -> None:
@@ -775,13 +778,13 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    joined = folder.with_name(f"{folder.name}.{os.getpid()}")
+    joined = partial / f"joined.{os.getpid()}"
     joined.mkdir(exist_ok=True)
-    for split, count in counts.items():
-        paths = [path for path in chunks if path.name.startswith(split)]
-        if count:
-            _join(joined, split, count, size, paths)
     try:
+        for split, count in counts.items():
+            paths = [path for path in chunks if path.name.startswith(split)]
+            if count:
+                _join(joined, split, count, size, paths)
         os.rename(joined, folder)
     finally:
         shutil.rmtree(joined, ignore_errors=True)
@@ -790,12 +793,13 @@ def _render_all(folder: Path, size: int, seed: int, counts: dict[str, int], work
 
 def _join(folder: Path, split: str, count: int, size: int, paths: list[Path]) -> None:
     """Write the chunks of a split as one array of images and one file of everything else."""
-    images = np.lib.format.open_memmap(folder / f"{split}-images.npy", "w+", np.uint8, (count, size, size, 3))
     chunks: list[dict[str, Any]] = []
-    for i, path in enumerate(paths):
-        with np.load(path) as file:
-            chunks.append(dict(file))
-        images[i * CHUNK:(i + 1) * CHUNK] = chunks[-1].pop("images")
-    images.flush()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    with open(folder / f"{split}-images.npy", "wb") as images:  # not a memory map, which kills where the disk is full
+        np.lib.format.write_array_header_1_0(images, header)
+        for path in paths:
+            with np.load(path) as chunk:
+                chunks.append(dict(chunk))
+            images.write(chunks[-1].pop("images").tobytes())
     arrays: dict[str, Any] = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
     np.savez(folder / f"{split}.npz", **arrays)

@@ -39,10 +39,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise FerlabError("A file to write has no name: give the path of a file.")
     # np.savez appends its suffix to other names, so the suffix stays last
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    device = path.exists() and not (path.is_file() or path.is_dir())  # such as /dev/stdout, to be written into
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        write(path if device else temporary)
+        if not device:
+            os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -111,14 +113,15 @@ class Run:
     @property
     def environment(self) -> dict:
         """Versions, commit, device, data set, label rule, noise and classes."""
-        return self._read("environment.json", lambda path: json.loads(path.read_text()))
+        return self._read("environment.json", lambda path: dict(json.loads(path.read_text()).items()))
 
     @property
     def metrics(self) -> list[dict]:
         """One record an epoch."""
         if not (self.directory / "metrics.jsonl").exists():
             return []
-        return self._read("metrics.jsonl", lambda path: [json.loads(line) for line in path.read_text().splitlines()])
+        return self._read("metrics.jsonl", lambda path: [dict(json.loads(line).items())
+                                                         for line in path.read_text().splitlines()])
 
     def write_metrics(self, records: list[dict]) -> None:
         """All records so far, whole."""

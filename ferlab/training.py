@@ -208,10 +208,11 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             self.optimizer.step()
             self._update_average(step)
+        kept = "; the last epoch's checkpoint is kept" if self.epoch else ""
         for name in itertools.compress(terms, broken.tolist()):
             raise FerlabError(
                 f"The loss is not a number in epoch {self.epoch + 1} ({name}): lower the learning rate "
-                f"(now {config.learning_rate}) or its weight; the last epoch's checkpoint is kept."
+                f"(now {config.learning_rate}) or its weight{kept}."
             )
         means = dict(zip(terms, (total / self.steps_per_epoch).tolist(), strict=True))
         return {"loss": means}
@@ -247,7 +248,7 @@ class Trainer:
     @torch.no_grad()
     def collect(self, faces: FaceSet, mirror: bool = True) -> Collection:
         """The averaged network in evaluation mode on every face, in order."""
-        return collect(folded(self.average), faces, mirror, self.device, self.precision)
+        return collect(folded(self.average), faces, mirror, self.device, self.precision, self.bar_off is not True)
 
     def evaluate(self, faces: FaceSet, mirror: bool = False) -> dict:
         """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
@@ -276,6 +277,7 @@ class Trainer:
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
             "fingerprint": fingerprint,
+            "skipped": {name: list(faces.skipped) for name, faces in self.splits.with_faces().items() if faces.skipped},
         })
         write_json(run.directory / "config.json", vars(self.config))
 
@@ -314,17 +316,18 @@ def in_precision(precision: str, device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu",
-            precision: str = "float32") -> Collection:
+            precision: str = "float32", bar: bool = False) -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``.
 
-    precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32.
+    precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32. bar: show one where it takes
+    more than two seconds, on a terminal.
     """
     device = torch.device(device)
     chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
 
     def of_rows(rows: Tensor) -> Collection:
         logits, embeddings = [], []
-        for index in rows.split(chunk):
+        for index in tqdm(rows.split(chunk), "looking at faces", leave=False, delay=2, disable=None if bar else True):
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
             images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)

@@ -58,7 +58,7 @@ def result(method="plain", schedule="one", seed=0, valid=0.5, test=0.5, noise="s
 def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr("ferlab.bench.ProcessPoolExecutor", Inline)
-    monkeypatch.setattr("ferlab.bench.as_completed", lambda futures: futures)
+    monkeypatch.setattr("ferlab.bench._as_completed", lambda futures, *_: futures)
 
     def cell_result(cell, results, runs_folder, wait):
         ran.append((cell.schedule, cell.seed))
@@ -187,8 +187,13 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"methods": {"x": {"method": "scm"}}}, 'no method "scm".*scn'),
     ({"schedules": {"x": {"epoch": 3}}}, 'no setting "epoch".*epochs'),
     ({"schedules": {"x": {"seed": 3}}}, 'no setting "seed"'),
+    ({"options": {"trian": 48}}, 'no option "trian".*train'),
+    ({"methods": {"x": {"method": "drfer", "split": "clas"}}}, 'line 1: the method "x" .*split is "clas"'),
+    ({"schedules": {"x": {"epochs": "3"}}}, "schedule \"x\" has .*epochs is '3': give at least 1"),
+    ({"noise": [["symmetric", "0.3"]]}, "line 1: the rate of symmetric is '0.3'"), ({"seeds": ["a"]}, "seed 'a' is no"),
+    ({"seeds": []}, "asks for no training"),
 ])
-def test_an_unknown_word_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
+def test_what_is_wrong_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
         read_grid(grid_file(tmp_path, **changes))
 

@@ -275,6 +275,15 @@ def test_affectnet_of_2021(root):
     assert lengths(held) == [8, 8, 8] and held.test.split == "test" and (held.test.names == eight.valid.names).all()
 
 
+@pytest.mark.parametrize("damage", [b"", b"noise" * 40, None])
+def test_affectnet_labels_that_were_kept_and_are_damaged_are_read_anew(root, cache, damage):
+    fakes.affectnet(root)
+    labels = benchmarks.load("affectnet8", root).train.labels
+    for kept in cache.glob("affectnet-*-labels-*.npy"):
+        kept.write_bytes(kept.read_bytes()[:130] if damage is None else damage)
+    assert (benchmarks.load("affectnet8", root).train.labels == labels).all()
+
+
 def test_affectnet_annotations_that_are_of_no_use(root):
     fakes.affectnet(root)
     notes = root / "train_set/annotations"
@@ -524,6 +533,13 @@ def test_an_image_that_cannot_be_read(root, name, zipped):
         splits = benchmarks.load("folder", place, skip_bad=True)
     assert lengths(splits) == [4, 4, 4] and splits.train.skipped == (f"cross/{name}",) and splits.valid.skipped == ()
     assert (splits.train.images[0] == benchmarks.load("folder", place, skip_bad=True).train.images[0]).all()
+
+
+def test_an_image_of_hardly_any_pixels_is_no_face(root):
+    fakes.folders(root)
+    fakes.save(root / "train/cross/tiny.png", 1, (1, 40))
+    with pytest.raises(FerlabError, match="tiny.png: it has 1 x 40 pixels only"):
+        benchmarks.load("folder", root)
 
 
 def test_all_bad_images_are_counted_and_mended_ones_read(root):

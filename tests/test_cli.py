@@ -137,7 +137,10 @@ def test_a_damaged_image_is_told_or_left_out(ferlab, tmp_path: Path):
     told(ferlab(*toy(root, tmp_path / "run")), "0.png")
     assert not (tmp_path / "run").exists()
     outcome = ferlab(*toy(root, tmp_path / "run", "--skip-bad"))
-    assert outcome.code == 0 and "1 images left out" in outcome.out
+    assert outcome.code == 0 and "1 images left out\n  left out: cross/0.png\n" in outcome.out
+    assert json.loads((tmp_path / "run/environment.json").read_text())["skipped"] == {"train": ["cross/0.png"]}
+    outcome = ferlab("data", "pack", "--data", "folder", "--root", root, "--skip-bad")
+    assert outcome.code == 0 and "left out: cross/0.png" in outcome.out
 
 
 def test_a_loss_that_is_not_a_number_is_told_and_leaves_no_checkpoint(ferlab, toy_faces: Path, tmp_path: Path):
@@ -145,6 +148,12 @@ def test_a_loss_that_is_not_a_number_is_told_and_leaves_no_checkpoint(ferlab, to
     told(ferlab(*command, "--set", "learning_rate=1e30"), "learning rate")
     assert not list((tmp_path / "run").glob("*checkpoint*"))
     assert ferlab(*command).code == 0  # the same directory serves with a better one
+
+
+def test_settings_are_shown(ferlab, tmp_path: Path):
+    outcome = ferlab("train", "--run", tmp_path / "run", "--method", "scn", "--set", "epochs=7", "--show-settings")
+    assert outcome.code == 0 and {"method=scn", "epochs=7", "weights=None"} <= set(outcome.out.splitlines())
+    assert not (tmp_path / "run").exists()
 
 
 # ------------------------------------------------------------------------------------------- runs that do not fit

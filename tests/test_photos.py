@@ -52,7 +52,7 @@ def test_no_face_gives_no_box(scene: np.ndarray):
     assert photos.crop_faces(wall, photos.find_faces(wall)).shape == (0, 48, 48, 3)
 
 
-@pytest.mark.parametrize("kind", ["png", "grey", "cmyk", "alpha", "palette", "huge", "rotated"])
+@pytest.mark.parametrize("kind", ["png", "grey", "cmyk", "alpha", "palette", "large", "huge", "rotated"])
 def test_any_kind_of_photo_is_read(scene: np.ndarray, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
     picture = Image.fromarray(scene)
     path = tmp_path / ("photo.png" if kind in ("png", "alpha", "palette") else "photo.jpg")
@@ -64,10 +64,10 @@ def test_any_kind_of_photo_is_read(scene: np.ndarray, tmp_path: Path, kind: str,
         options["exif"] = exif
     modes = {"grey": "L", "cmyk": "CMYK", "alpha": "RGBA", "palette": "P"}
     picture.convert(modes.get(kind, "RGB")).save(path, **options)
-    if kind == "huge":
-        monkeypatch.setattr(photos, "MAX_PIXELS", 320 * 240)
+    if kind in ("large", "huge"):  # 1.2 and 4 times what is read whole
+        monkeypatch.setattr(photos, "MAX_PIXELS", 580 * 440 if kind == "large" else 320 * 240)
     photo = photos.read_photo(path)
-    scale = 0.5 if kind == "huge" else 1
+    scale = 0.5 if kind in ("large", "huge") else 1
     assert photo.shape == (480 * scale, 640 * scale, 3) and photo.dtype == np.uint8
     check(photos.find_faces(photo), PLACES * scale)
 

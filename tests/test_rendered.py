@@ -1,5 +1,6 @@
 """The rendered faces: the same bytes always, no person in two splits, no shortcut, and a truth that holds."""
 
+import errno
 import os
 
 import numpy as np
@@ -184,6 +185,20 @@ def test_a_damaged_cache_is_told(tmp_path):
     os.truncate(images, 40)
     with pytest.raises(FerlabError, match="delete it"):
         rendered.load(**one)
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_chunks_and_nothing_else(tmp_path, monkeypatch):
+    one = {"size": 24, "train": 2, "valid": 0, "test": 0, "cache": tmp_path}
+
+    def full(folder, *_):
+        (folder / "train-images.npy").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(FerlabError, match="No space left on device.*FERLAB_CACHE"):
+        patch.setattr(rendered, "_join", full)
+        rendered.load(**one)
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["train-000000.npz"]
+    assert len(rendered.load(**one).train) == 2 and not list(tmp_path.glob("*.partial"))
 
 
 def test_the_asset_is_small_and_its_licence_stands_beside_it():

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_a_full_disk_while_saving_keeps_the_former_checkpoint(tmp_path, monkeypa
             write()
     assert run.read_checkpoint() == {"epoch": 1} and run.state()["loss"].tolist() == [0, 1, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "state_train.npz"]
+
+
+def test_what_is_no_file_is_written_into(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_json(pipe, {"a": 1})
+        assert json.loads(read.result()) == {"a": 1}
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
 
 
 def test_the_file_is_never_seen_half_written(tmp_path):
@@ -184,7 +194,8 @@ def test_damaged_or_dangerous_checkpoints_are_refused(tmp_path):
 @pytest.mark.parametrize("name, content, read", [
     ("config.json", b"{", lambda run: run.config), ("config.json", b"[1]", lambda run: run.config),
     ("config.json", b'{"epochz": 3}', lambda run: run.config),
-    ("environment.json", b"", lambda run: run.environment), ("environment.json", None, lambda run: run.environment),
+    ("environment.json", b"", lambda run: run.environment), ("environment.json", b"[]", lambda run: run.environment),
+    ("environment.json", None, lambda run: run.environment),
     ("metrics.jsonl", b'{"epoch": 1}\n{"epo', lambda run: run.metrics),
     ("state_train.npz", b"PK half", lambda run: run.state()), ("state_train.npz", b"", lambda run: run.state()),
 ])
