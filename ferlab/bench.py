@@ -153,7 +153,9 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
-        "profile": cell.profile, "settings": vars(settings), "environment": runs.environment(settings),
+        "profile": cell.profile, "settings": vars(settings),
+        "method_settings": training.own_settings(training.method_class(settings.method)),
+        "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}
     write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
@@ -423,17 +425,30 @@ def quoted(path: str | Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=list(QUOTED))
 
 
+def quoted_table(rows: pandas.DataFrame) -> str:
+    """What papers report as Markdown, a row a system: on labels as they are, and with symmetric noise among them."""
+    rows = rows[rows.start == "pretrained"]
+    columns = rows[["data", "noise", "rate"]].drop_duplicates().sort_values(["rate", "data"]).values.tolist()
+    lines = ["| quoted, not measured here | " + " | ".join(
+        data if noise == "none" else f"{data}, {rate:.0%} wrong" for data, noise, rate in columns) + " |",
+        "|---" * (1 + len(columns)) + "|"]
+    for system, mine in rows.groupby("system", sort=False):
+        found = {(r.data, r.noise, r.rate): f"{r.accuracy:.2f}" for r in mine.itertuples()}
+        lines.append(f"| {system} | " + " | ".join(found.get(tuple(column), "-") for column in columns) + " |")
+    return "\n".join(lines)
+
+
 def table(results: list[dict], split: str) -> str:
     """A Markdown table of the chosen schedules' scores on a split, a row for each noise and method.
 
     Numbers are percentages: mean over the seeds and half-width of the 95 % interval where there are several. The last
-    columns are of the last split into clean and noisy: AUROC of finding the wrong labels, share of the relabelled wrong
-    labels that are right now, share of all training labels that are right now.
+    columns are of the last split into clean and noisy: AUROC of finding the wrong labels; share of the relabelled wrong
+    labels that are right now, and of all wrong labels; share of all training labels that are right now.
     """
     lines = [
         "| data (rule) | label noise | method | schedule | seeds | accuracy | mean-class | noise AUROC "
-        "| relabelled right | labels right after | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| relabelled right | wrong ones mended | labels right after | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     chosen = best_schedules(results)
     for key in sorted({(r["data"], r["rule"], r["noise"], r["rate"], r["method"]) for r in chosen}):
@@ -445,7 +460,7 @@ def table(results: list[dict], split: str) -> str:
         cells = [
             f"{data} ({rule})", f"{noise} {rate:.0%}" if rate else noise, method, mine[0]["schedule"], str(len(mine)),
             _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
-            *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "right_after")),
+            *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "recovered", "right_after")),
             f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -453,21 +468,31 @@ def table(results: list[dict], split: str) -> str:
 
 
 def tables(results: list[dict]) -> str:
-    """A table for each data set, profile and device: of the test split, or of valid where that is held back."""
+    """A table for each data set, profile and device: of the test split, or of valid where that is held back; and the
+    command that makes a row of it again."""
     parts = []
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
         data, faces, profile, device = place
         split = "test" if all("test" in r["scores"] for r in mine) else "valid"
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
-        parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch, "
-                     f"schedules chosen on valid, minutes as trained{half}:\n\n{table(mine, split)}")
+        parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch; "
+                     "of several schedules the one that was best on valid; minutes as trained"
+                     f"{half}:\n\n{table(mine, split)}\n\n{_again(mine[0])}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
                          f"{split} split, seeds in common), closed by " + "; ".join(
                              f"{method}, {noise} {rate:.0%}: {share:.0%}"
                              for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
+
+
+def _again(result: dict) -> str:
+    """The command that makes such a result again."""
+    grid = result["name"].split(f"-{result['method']}-")[0]
+    root = {"rendered": "", "fer2013": " --root ferplus.zip"}.get(result["data"], f" --root {result['data']}.zip")
+    return (f"A row again: `ferlab bench benchmarks/{grid}.json{root} --results again --only "
+            f'"{result["method"]}-{result["schedule"]}"`, and so with the others\' method and schedule.')
 
 
 def _half_on_cpu(result: dict) -> bool:

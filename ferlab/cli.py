@@ -673,12 +673,17 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
 @click.option("--readme", type=click.Path(path_type=Path, dir_okay=False, exists=True),
               help="Put the tables between the markers of this file.")
 def report(results: Path, audits: Path, readme: Path | None) -> None:
-    """Print what ferlab bench and the comparison of audits measured as Markdown tables."""
+    """Print what ferlab bench and the comparison of audits measured as Markdown tables.
+
+    And, apart from them, what papers report, from the file quoted.json beside the results.
+    """
     from ferlab import bench
 
     parts = {"results": bench.tables(bench.read_results(results))}
     if compared := bench.read_audits(audits):
         parts["audits"] = bench.audit_table(compared)
+    if (papers := results.parent / "quoted.json").is_file():
+        parts["quoted"] = bench.quoted_table(bench.quoted(papers))
     if readme is not None:
         bench.update_readme(readme, parts)
     click.echo("\n\n".join(parts.values()))

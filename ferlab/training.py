@@ -373,6 +373,16 @@ def method_class(name: str) -> type[Method]:
     raise FerlabError(f"{module.__file__} has no method: write a subclass of training.Method there.")
 
 
+def own_settings(method: type[Method]) -> dict[str, int | float | list]:
+    """What a comparator's class holds beside the settings of all methods, such as lambda; for a record."""
+    found: dict[str, int | float | list] = {}
+    for owner in reversed(method.__mro__):
+        if owner.__module__.startswith("ferlab.comparators."):
+            found |= {name: list(value) if isinstance(value, tuple) else value for name, value in vars(owner).items()
+                      if not name.startswith("_") and isinstance(value, int | float | tuple)}
+    return found
+
+
 def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None,
           share_warm_up: bool = False, until: int | None = None) -> Trainer:
     """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows.

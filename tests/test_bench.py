@@ -19,6 +19,7 @@ from ferlab.bench import (
     gap_closed,
     interval,
     quoted,
+    quoted_table,
     read_audits,
     read_failures,
     read_grid,
@@ -50,7 +51,8 @@ def grid_file(folder, **changes):
 
 def result(method="plain", schedule="one", seed=0, valid=0.5, test=0.5, noise="symmetric", split=None):
     scores = {name: {"accuracy": a, "mean_class_accuracy": a / 2} for name, a in (("valid", valid), ("test", test))}
-    return {"data": "rendered", "rule": "truth", "noise": noise, "rate": 0.3, "method": method, "schedule": schedule,
+    return {"name": f"tiny-{method}-{schedule}-{noise}30-{seed}", "data": "rendered", "rule": "truth", "noise": noise,
+            "rate": 0.3, "method": method, "schedule": schedule,
             "seed": seed, "scores": scores, "seconds": 60, "epochs": [{"split": split}] if split else [{}],
             "profile": "quick", "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}}
 
@@ -98,6 +100,7 @@ def test_one_real_cell_records_data_noise_settings_and_machine(tmp_path):
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == ["tiny-plain-one-symmetric30-3"]
     (made,) = read_results(tmp_path / "results")
     assert made["faces"] == {"train": 48, "valid": 16, "test": 16} and "achieved 29" in made["achieved"]
+    assert made["method_settings"] == {}
     assert made["settings"]["seed"] == 3 and made["settings"]["epochs"] == 1 and made["environment"]["torch"]
     assert made["scores"]["test"]["faces"] == 16 and len(made["epochs"]) == 1
 
@@ -344,17 +347,27 @@ def test_what_is_no_list_of_quoted_numbers_is_told(tmp_path, text):
 
 
 def test_table_holds_mean_and_interval_of_the_chosen_schedule():
-    split = {"auroc": 0.9812, "right_if_wrong": 0.85, "right_after": 0.9}
+    split = {"auroc": 0.9812, "right_if_wrong": 0.85, "recovered": 0.7, "right_after": 0.9}
     results = [result(test=0.8, split=split), result(test=0.9, seed=1, split=split), result("true", test=0.95)]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(results, "test").splitlines()]
     assert rows[2][:5] == ["rendered (truth)", "symmetric 30%", "plain", "one", "2"]
     assert rows[2][5] == "85.0 ± 63.5" and rows[2][7].startswith("98.1") and rows[3][5] == "95.0" and rows[3][7] == "-"
+    assert [cell.split(" ")[0] for cell in rows[2][8:11]] == ["85.0", "70.0", "90.0"]
+
+
+def test_quoted_numbers_have_a_table_of_their_own():
+    rows = {line.split("|")[1].strip(): line for line in quoted_table(quoted(QUOTED)).splitlines()}
+    titles = [cell.strip() for cell in rows["quoted, not measured here"].split("|")[1:-1]]
+    assert len(set(titles)) == len(titles)
+    found = dict(zip(titles, [cell.strip() for cell in rows["EAC"].split("|")[1:-1]], strict=True))
+    assert found["rafdb"] == "89.99" and found["rafdb, 30% wrong"] == "84.42" and found["sfew"] == "-"
 
 
 def test_tables_mark_what_a_cpu_trained_in_half_precision():
     half = result(method="scn") | {"environment": {"device": "CPU, 1 threads", "precision": "bfloat16"}}
     text = tables([result(), half])
     assert "minutes as trained (b: in bfloat16):" in text
+    assert '`ferlab bench benchmarks/tiny.json --results again --only "plain-one"`' in text
     assert [row.split("|")[-2].strip() for row in text.splitlines() if "symmetric" in row] == ["1.0", "1.0 b"]
     on_gpu = half | {"environment": {"device": "A GPU", "precision": "bfloat16"}}
     assert "bfloat16" not in tables([result(), on_gpu])
@@ -363,7 +376,8 @@ def test_tables_mark_what_a_cpu_trained_in_half_precision():
 def test_readme_quotes_the_recorded_results_and_nothing_else():
     text = (ROOT / "README.md").read_text()
     for name, made in (("results", tables(read_results(ROOT / "benchmarks" / "results"))),
-                       ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit")))):
+                       ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit"))),
+                       ("quoted", quoted_table(quoted(QUOTED)))):
         assert text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].strip() == made.strip()
 
 

@@ -17,7 +17,7 @@ from ferlab.data import Splits
 from ferlab.errors import FerlabError
 from ferlab.model import DRFER, Features
 from ferlab.runs import Run
-from ferlab.training import Batch, Method, Trainer, collect, method_class, train
+from ferlab.training import Batch, Method, Trainer, collect, method_class, own_settings, train
 
 EACH = pytest.mark.parametrize("method", comparators.NAMES)
 
@@ -89,6 +89,13 @@ def test_each_resumes_as_if_unbroken_and_never_sees_the_truth(tmp_path, monkeypa
     probability = load_pretrained(tmp_path / "broken").predict(faces.images)  # used as any other recogniser
     expected = collect(unbroken.average, faces).logits.softmax(1).numpy()
     assert np.allclose(probability, expected, atol=1e-5) and np.allclose(probability.sum(1), 1, atol=1e-5)
+
+
+def test_settings_of_their_own_are_told():
+    assert own_settings(method_class("eac")) == {
+        "smallest_batch": 1, "needs_warm_up": False, "consistency_weight": 5.0, "erased_area": [0.02, 0.25],
+        "erased_share": 0.5}
+    assert own_settings(method_class("plain")) == own_settings(method_class("drfer")) == {}
 
 
 @EACH
