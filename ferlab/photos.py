@@ -4,8 +4,9 @@
     boxes = find_faces(photo)                                                  # [F, 3]: left, top, side
     ferlab.load_pretrained("ferplus").predict(crop_faces(photo, boxes))        # [F, C]
 
-The detector is OpenCV's Haar cascade (Viola and Jones, CVPR 2001), which comes with its package. FER2013's faces were
-cut out with OpenCV's face recogniser too (Goodfellow et al., Neural Networks 64, 2015), so its boxes fit them.
+The detector is OpenCV's Haar cascade (Viola and Jones, CVPR 2001), which comes with its package; where it is not sure,
+another of its cascades has to agree. FER2013's faces were cut out with OpenCV's face recogniser too (Goodfellow et al.,
+Neural Networks 64, 2015), so its boxes fit them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ferlab.errors import FerlabError
 SEARCHED = 1024  # pixels of the longer side of what the detector sees
 SMALLEST = 0.04  # side of the smallest face that is looked for, as a share of the photo's longer side
 BORDER = 0.15  # added around the photo, for a face that fills it
+SURE = 20  # detections of one face that need no second opinion
 FRAME = 1.07  # side of a face's box over that of the detector's, which was 0.93 of FER+'s valid images
 
 
@@ -77,13 +79,14 @@ def find_faces(photo: np.ndarray) -> np.ndarray:
     border = round(BORDER * min(size))
     grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
     least = max(20, round(SMALLEST * max(size)))
-    found, votes = _detector().detectMultiScale2(grey, scaleFactor=1.05, minNeighbors=6, minSize=(least, least))
-    found = np.array(found, dtype=np.float64).reshape(-1, 4)[np.argsort(-np.array(votes), kind="stable")]
+    found, votes = _detector("default").detectMultiScale2(grey, 1.05, minNeighbors=6, minSize=(least, least))
+    found = [box for box, count in sorted(zip(found, votes, strict=True), key=lambda pair: -pair[1])
+             if count >= SURE or _second_opinion(grey, box)]
     kept: list[np.ndarray] = []  # one box a place, that which most detections agree on
     for x, y, side, _ in found:
         gaps = [max(abs(x - a + (side - c) / 2), abs(y - b + (side - c) / 2)) / max(side, c) for a, b, c in kept]
         if min(gaps, default=1) > 0.5:  # its middle lies outside of the others
-            kept.append(np.array([x, y, side]))
+            kept.append(np.array([x, y, side], dtype=np.float64))
     boxes = np.array(kept).reshape(-1, 3) - [border, border, 0]
     boxes[:, :2] -= (FRAME - 1) / 2 * boxes[:, 2:]
     boxes[:, 2] *= FRAME
@@ -99,9 +102,18 @@ def crop_faces(photo: np.ndarray, boxes: np.ndarray, size: int = 48) -> np.ndarr
     return np.stack(faces) if faces else np.zeros((0, size, size, 3), np.uint8)
 
 
-@lru_cache(maxsize=1)
-def _detector() -> Any:
+def _second_opinion(grey: np.ndarray, box: np.ndarray) -> bool:
+    """Whether another cascade, too, finds a face about as large in and around the box (left, top, side, side)."""
+    x, y, side, _ = box
+    rim = side // 4
+    around = grey[max(0, y - rim) : y + side + rim, max(0, x - rim) : x + side + rim]
+    least = round(0.6 * side)
+    return len(_detector("alt2").detectMultiScale(around, 1.05, minNeighbors=2, minSize=(least, least))) > 0
+
+
+@lru_cache(maxsize=2)
+def _detector(name: str) -> Any:
     import cv2
     import cv2.data
 
-    return cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_{name}.xml")

@@ -72,6 +72,16 @@ def test_any_kind_of_photo_is_read(scene: np.ndarray, tmp_path: Path, kind: str,
     check(photos.find_faces(photo), PLACES * scale)
 
 
+def test_where_the_detector_is_unsure_another_one_has_to_agree(scene: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    asked: list = []
+    monkeypatch.setattr(photos, "_second_opinion", lambda *_: bool(asked.append(1)))
+    monkeypatch.setattr(photos, "SURE", 1000)
+    assert len(photos.find_faces(scene)) == 0 and len(asked) >= 3
+    monkeypatch.undo()
+    monkeypatch.setattr(photos, "SURE", 1000)
+    check(photos.find_faces(scene), PLACES)  # of faces both are sure
+
+
 @pytest.mark.parametrize("content", [b"", b"no photo", None])
 def test_what_is_no_photo_is_told_in_one_sentence(tmp_path: Path, content: bytes | None):
     path = tmp_path / "photo.jpg"

@@ -11,7 +11,7 @@ the Wild, IEEE Transactions on Image Processing 30, 2021.
     L = 0.6 CE(local, y) + 0.4 CE(global, y);   prediction: 0.6 local + 0.4 global logits
 
 Source: this layout and the weights. Ours: width and depth follow the backbone (two blocks of a stage at most).
-Left out: pretrained weights for the new stages. A step costs about twice plain's.
+Left out: pretrained weights for the new stages. On a CPU a step costs about four times plain's.
 """
 
 from __future__ import annotations
