@@ -34,6 +34,8 @@ the numbers below are measured by it.
 | measured on | the {faces:,} faces of FER+'s validation split by the rule `majority`: {majority}; the settings were \
 chosen there |
 | accuracy | **{accuracy}**, mean over classes {mean_class}, macro-F1 {macro_f1} |
+| again | `ferlab evaluate --run {name} --data ferplus --root ferplus.zip --rule majority --split valid`, which \
+averages over each face and its mirror image; the command of the training stands in `tools/package_model.py` |
 | speed | {speed:.0f} faces a second on one core of {device} |
 
 | class | faces | recall | most often taken for |
