@@ -70,7 +70,6 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     setting, with its line and the known ones, and for a value that does not fit, with its line.
     """
     from ferlab import benchmarks, comparators, config
-    from ferlab.cli import DATA_OPTIONS
     from ferlab.data import NOISE_KINDS
 
     try:
@@ -102,7 +101,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     for what, part, found, known in (
         ("key", "", grid, keys), ("data set", "data", [grid["data"]], benchmarks.NAMES),
         ("profile", "profile", [grid["profile"]], config.PROFILES),
-        ("option", "options", grid.get("options", {}), (*HOW_READ, *DATA_OPTIONS)),
+        ("option", "options", grid.get("options", {}), (*HOW_READ, "size", *benchmarks.OPTIONS)),
         ("noise", "noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
         *(("setting", section, each, settings) for section in ("methods", "schedules")
           for each in grid[section].values()),

@@ -38,7 +38,7 @@ from ferlab.errors import FerlabError
 COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 LABEL_RULES = ("majority", "argmax", "distribution")
 SPLITS = ("train", "valid", "test")
-_OPTIONS = ("train", "valid", "test", "seed")
+OPTIONS = ("train", "valid", "test", "seed")
 
 MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
 SMALLEST = 8  # pixels: an image of which a side is shorter holds no face
@@ -202,9 +202,9 @@ def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdou
         raise FerlabError(f"splits must be some of {SPLITS}, not {splits!r}.")
     if not 0 <= holdout < 1:
         raise FerlabError(f"holdout is the share of training faces to validate on, 0 to below 1, not {holdout}.")
-    strange = sorted(set(options) - {*_OPTIONS, *(["workers"] if name == "rendered" else [])})
+    strange = sorted(set(options) - {*OPTIONS, *(["workers"] if name == "rendered" else [])})
     if strange:
-        raise FerlabError(f"{name} takes no option {', '.join(strange)}; its options are {', '.join(_OPTIONS)}.")
+        raise FerlabError(f"{name} takes no option {', '.join(strange)}; its options are {', '.join(OPTIONS)}.")
     if name == "rendered":
         return None
     for option, value in options.items():
