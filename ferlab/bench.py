@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ferlab.config import PROFILES, Config, profile
 from ferlab.errors import BusyError, FerlabError, OtherRunError
 from ferlab.runs import Run, write_json, write_whole
 
@@ -62,6 +63,10 @@ class Cell:
         noise = self.noise if self.noise in ("none", "given") else f"{self.noise}{100 * self.rate:g}"
         return f"{self.grid}-{self.method}-{self.schedule}-{noise}-{self.seed}"
 
+    def config(self) -> Config:
+        """All settings of the training. Raises FerlabError or TypeError for one that does not fit."""
+        return profile(self.profile, **self.settings, seed=self.seed)
+
 
 def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     """The cells of a grid file.
@@ -69,7 +74,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     Raises FerlabError for a file that is no grid, for an unknown key, option, data set, profile, noise, method or
     setting, with its line and the known ones, and for a value that does not fit, with its line.
     """
-    from ferlab import benchmarks, comparators, config
+    from ferlab import benchmarks, comparators
     from ferlab.data import NOISE_KINDS
 
     try:
@@ -96,11 +101,11 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         found = (i for i, row in enumerate(rows) if i >= first and json.dumps(name) in row)
         return f"{path}, line {next(found, first) + 1}"
 
-    settings = sorted(vars(config.Config()).keys() - {"seed"})
+    settings = sorted(vars(Config()).keys() - {"seed"})
     keys = ("name", "data", "options", "profile", "seeds", "noise", "methods", "schedules")
     for what, part, found, known in (
         ("key", "", grid, keys), ("data set", "data", [grid["data"]], benchmarks.NAMES),
-        ("profile", "profile", [grid["profile"]], config.PROFILES),
+        ("profile", "profile", [grid["profile"]], PROFILES),
         ("option", "options", grid.get("options", {}), (*HOW_READ, "size", *benchmarks.OPTIONS)),
         ("noise", "noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
         *(("setting", section, each, settings) for section in ("methods", "schedules")
@@ -118,7 +123,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         if type(cell.seed) is not int:
             raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
         try:
-            config.profile(cell.profile, **cell.settings, seed=cell.seed)
+            cell.config()
         except (FerlabError, TypeError) as error:
             raise FerlabError(f'{line(cell.method, "methods")}: the method "{cell.method}" with the schedule '
                               f'"{cell.schedule}" has a value that does not fit: {error}') from error
@@ -133,7 +138,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     """
     import torch
 
-    from ferlab import benchmarks, config, runs, training
+    from ferlab import benchmarks, runs, training
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # cells run side by side
@@ -146,7 +151,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     train = splits.train
     if cell.noise not in ("none", "given"):
         train = train.with_noise(cell.noise, cell.rate, cell.seed)
-    settings = config.profile(cell.profile, **cell.settings, seed=cell.seed)
+    settings = cell.config()
     result = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
@@ -261,9 +266,7 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
 
 def _as_completed(futures: list[Future], cells: list[Cell], runs_folder: Path) -> Iterator[Future]:
     """The futures of the cells as they end, under a bar (on a terminal) of all their epochs."""
-    from ferlab import config
-
-    epochs = [config.profile(cell.profile, **cell.settings).epochs for cell in cells]
+    epochs = [cell.config().epochs for cell in cells]
     pending = set(futures)
     with tqdm(total=sum(epochs), desc=f"{len(cells)} trainings", unit="epoch", disable=None if cells else True) as bar:
         while pending:

@@ -226,11 +226,7 @@ def _read(name: str, root: str | Path | None, splits: Sequence[str], ask: _Ask) 
     except (OSError, RuntimeError, NotImplementedError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise FerlabError(f"{root} cannot be read ({error}); is it whole, and may you read it?") from error
     if not found:
-        others = []
-        with suppress(Exception):  # it is only a hint
-            others = [rows.split for rows in benchmark.read(files, SPLITS, ask)]
-        elsewhere = f", but it has {' and '.join(others)} (--split)" if others else ""
-        raise FerlabError(f"{root} holds no {' or '.join(splits)} faces{elsewhere}; {expected}")
+        raise FerlabError(f"{root} holds no {' or '.join(splits)} faces: name another --split that it has; {expected}")
     for rows in found:
         if not (rows.labels >= 0).any():
             raise FerlabError(f"The {rows.split} split of {name} in {root} is empty: no face is left; {expected}")

@@ -8,6 +8,7 @@ import sys
 import types
 import typing
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,8 +325,7 @@ def scores_table(result: dict[str, Any]) -> str:
     if result["note"]:
         lines.append(result["note"])
     if result["skipped"]:
-        lines.append(f"{len(result['skipped']):,} images could not be read and are left out: "
-                     f"{', '.join(result['skipped'][:10])}{' ...' if len(result['skipped']) > 10 else ''}")
+        lines += [f"{len(result['skipped']):,} images could not be read:", *_skipped_lines(result["skipped"])]
     width = max(len("class"), *map(len, result["classes"]))
     lines += ["", f"{'class':<{width}}  {'faces':>7}  {'recall':>8}  most often taken for"]
     for name, (other, most) in most_taken_for(result).items():
@@ -440,8 +440,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         raise FerlabError(f"{root or name} has no {split} faces to judge.")
     if new_labels is not None:
         faces = decisions.with_labels(faces, new_labels, str(labels))
-    click.echo(_split_line(split, faces))
-    _tell_skipped(faces.skipped)
+    _tell_split(split, faces)
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
     runs.write_json(directory / "data.json", data)  # this and a copy of the labels, so that it can be explored
     if new_labels is not None:
@@ -520,7 +519,8 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
         click.echo(f"{split}: {path} ({path.stat().st_size / 1e6:,.0f} MB)")
     if skip_bad and made:
         for faces in benchmarks.load(name, root, size=size, skip_bad=True).with_faces().values():
-            _tell_skipped(faces.skipped)
+            for line in _skipped_lines(faces.skipped):
+                click.echo(line)
     if not made:
         click.echo(f"The faces of {name} are in {cache_directory()}")
 
@@ -528,16 +528,17 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
 def _tell_splits(splits: Splits) -> None:
     for split, faces in splits._asdict().items():
         if faces is not None:
-            click.echo(_split_line(split, faces))
-            _tell_skipped(faces.skipped)
+            _tell_split(split, faces)
 
 
-def _tell_skipped(names: tuple[str, ...], most: int = 50) -> None:
+def _tell_split(split: str, faces: FaceSet) -> None:
+    click.echo("\n".join([_split_line(split, faces), *_skipped_lines(faces.skipped)]))
+
+
+def _skipped_lines(names: Sequence[str], most: int = 50) -> list[str]:
     """Images that were left out, each on a line."""
-    for name in names[:most]:
-        click.echo(f"  left out: {name}")
-    if len(names) > most:
-        click.echo(f"  and {len(names) - most:,} more")
+    more = [f"  and {len(names) - most:,} more"] if len(names) > most else []
+    return [f"  left out: {name}" for name in names[:most]] + more
 
 
 def _split_line(split: str, faces: FaceSet) -> str:
@@ -692,11 +693,11 @@ def report(results: Path, audits: Path, readme: Path | None) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    import json
+    from ferlab.runs import json_object
 
     try:
-        return dict(json.loads(path.read_text()).items())
-    except (OSError, ValueError, AttributeError) as error:
+        return json_object(path.read_text())
+    except (OSError, ValueError) as error:
         raise FerlabError(f"{path} cannot be read ({type(error).__name__}): delete the run and train again.") from error
 
 

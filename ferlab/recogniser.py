@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
 from ferlab.model import DRFER
-from ferlab.runs import Run, write_whole
+from ferlab.runs import Run, json_object, write_whole
 from ferlab.training import collect, method_class
 
 ASSETS = Path(__file__).parent / "assets"
@@ -130,7 +129,6 @@ def load_pretrained(name: str | Path) -> Recogniser:
 def _json(path: Path) -> dict[str, Any]:
     """A small record beside a run; {} where it is missing or damaged, for nothing depends on it."""
     try:
-        value = json.loads(path.read_text())
+        return json_object(path.read_text())
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}

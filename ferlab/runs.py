@@ -57,6 +57,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The object that a JSON text holds. Raises ValueError for any other value, and for what is no JSON."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    return value
+
+
 def write_json(path: Path, value) -> None:
     """``value`` as JSON in ``path``, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
@@ -113,15 +121,14 @@ class Run:
     @property
     def environment(self) -> dict:
         """Versions, commit, device, data set, label rule, noise and classes."""
-        return self._read("environment.json", lambda path: dict(json.loads(path.read_text()).items()))
+        return self._read("environment.json", lambda path: json_object(path.read_text()))
 
     @property
     def metrics(self) -> list[dict]:
         """One record an epoch."""
         if not (self.directory / "metrics.jsonl").exists():
             return []
-        return self._read("metrics.jsonl", lambda path: [dict(json.loads(line).items())
-                                                         for line in path.read_text().splitlines()])
+        return self._read("metrics.jsonl", lambda path: [json_object(line) for line in path.read_text().splitlines()])
 
     def write_metrics(self, records: list[dict]) -> None:
         """All records so far, whole."""
