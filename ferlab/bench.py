@@ -76,6 +76,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     """
     from ferlab import benchmarks, comparators
     from ferlab.data import NOISE_KINDS
+    from ferlab.training import method_class, own_settings
 
     try:
         text = path.read_text()
@@ -123,7 +124,8 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         if type(cell.seed) is not int:
             raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
         try:
-            cell.config()
+            config = cell.config()
+            own_settings(method_class(config.method), config.own)
         except (FerlabError, TypeError) as error:
             raise FerlabError(f'{line(cell.method, "methods")}: the method "{cell.method}" with the schedule '
                               f'"{cell.schedule}" has a value that does not fit: {error}') from error
@@ -158,7 +160,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "profile": cell.profile, "settings": vars(settings),
-        "method_settings": training.own_settings(training.method_class(settings.method)),
+        "method_settings": training.own_settings(training.method_class(settings.method), settings.own),
         "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import types
@@ -16,7 +17,7 @@ import click
 
 from ferlab import __version__
 from ferlab.comparators import METHODS
-from ferlab.config import PROFILES, Config, profile, profile_name
+from ferlab.config import DRFER_ONLY, PROFILES, Config, profile, profile_name
 from ferlab.errors import FerlabError
 
 # What takes long to import (PyTorch, pandas) is imported by the commands that need it, so that --help is instant.
@@ -119,10 +120,14 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     The same command goes on where an interrupted training stopped.
     """
-    chosen = dict(parse_setting(text) for text in settings)
-    config = profile(profile_, **{"method": method, "seed": seed, **chosen})
+    config, ignored = settings_of(profile_, method, seed, settings)
     if show_settings:
-        click.echo("\n".join(f"{key}={value}" for key, value in vars(config).items()))
+        from ferlab.training import method_class, own_settings
+
+        own = own_settings(method_class(config.method), config.own)
+        shown = {key: value for key, value in vars(config).items() if key != "own"}
+        shown |= {f"own.{key}": json.dumps(value) for key, value in own.items()}
+        click.echo("\n".join(f"{key}={value}" for key, value in shown.items()))
         return
     if noise is None and noise_rate is not None:
         raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
@@ -132,7 +137,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     if not parallel.leads():  # of several processes one speaks
         progress, sys.stdout = False, open(os.devnull, "w")  # noqa: SIM115
-    training.method_class(config.method)
+    if ignored:
+        click.echo(f"{config.method} does not obey {' and '.join(ignored)}: only drfer does.", err=True)
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
     if name == "rendered":
@@ -195,14 +201,38 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
 
 
+def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str]) -> tuple[Config, list[str]]:
+    """The settings of a profile, changed by the texts of ``--set``, and the names of those changed in vain.
+
+    Raises FerlabError for what does not fit, a method that does not exist among it.
+    """
+    from ferlab.training import method_class, own_settings
+
+    chosen: dict[str, Any] = {}
+    for name, value in map(parse_setting, texts):
+        chosen[name] = chosen.get(name, {}) | value if name == "own" else value
+    config = profile(profile_, **{"method": method, "seed": seed, **chosen})
+    own_settings(method_class(config.method), config.own)
+    return config, [] if config.method == "drfer" else [name for name in chosen if name in DRFER_ONLY]
+
+
 def parse_setting(text: str) -> tuple[str, Any]:
-    """("epochs", 40) from "epochs=40", by the type of the setting in ``Config``; FerlabError if it does not fit."""
+    """("epochs", 40) from "epochs=40", by the type of the setting in ``Config``; FerlabError if it does not fit.
+
+    Of a method's own setting ("own", {"rank_weight": 0.3}) from "own.rank_weight=0.3".
+    """
     name, equals, value = (part.strip() for part in text.partition("="))
     hints = typing.get_type_hints(Config)
     if not equals:
         raise FerlabError(f"--set {text} lacks a value: write it as NAME=VALUE, such as --set epochs=40.")
-    if name not in hints:
-        raise FerlabError(f"There is no setting {name}: the settings are {', '.join(sorted(hints))}.")
+    if name.startswith("own."):
+        try:
+            return "own", {name.removeprefix("own."): json.loads(value)}
+        except ValueError:
+            raise FerlabError(f"--set {text}: {name} must be a number, true, false or [numbers].") from None
+    if name not in hints or name == "own":
+        known = ", ".join(sorted(hints.keys() - {"own"}))
+        raise FerlabError(f"There is no setting {name}: the settings are {known}, and a method's own as own.NAME.")
     kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
     if type(None) in kinds and value.lower() == "none":
         return name, None
@@ -331,6 +361,10 @@ def scores_table(result: dict[str, Any]) -> str:
     for name, (other, most) in most_taken_for(result).items():
         taken = f"{other} ({most:,})" if most else "-"
         lines.append(f"{name:<{width}}  {result['counts'][name]:>7,}  {percent(result['recall'][name]):>8}  {taken}")
+    if "by_agreement" in result:
+        lines += ["", "most votes for one class    faces  accuracy"]
+        lines += [f"{100 * each['from']:>3.0f} to {100 * each['to']:>3.0f} %             {each['faces']:>7,}  "
+                  f"{percent(each['accuracy']):>8}" for each in result["by_agreement"]]
     return "\n".join(lines)
 
 
@@ -417,12 +451,11 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    config = profile(profile_, **{"method": method, "seed": seed, **dict(parse_setting(text) for text in settings)})
+    config, _ = settings_of(profile_, method, seed, settings)
 
     from ferlab import audit as auditing
-    from ferlab import benchmarks, decisions, runs, training
+    from ferlab import benchmarks, decisions, runs
 
-    training.method_class(config.method)
     if noise and split != "train":
         raise FerlabError(f"--noise puts wrong labels among the training faces, and --split is {split}: leave one out.")
     numbers = parse_options(options)
@@ -661,9 +694,11 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
     schedules, settings of which every method tries each with the first seed; the others take the one that did best on
     the validation split. Run directories go to ./runs. An interrupted grid goes on where it stopped.
     """
-    from ferlab.bench import run_grid
+    from ferlab.bench import read_failures, run_grid
 
-    run_grid(grid, results, root, "runs", jobs, only)
+    made = run_grid(grid, results, root, "runs", jobs, only)
+    if failed := sorted(read_failures(results).keys() & set(made)):
+        raise FerlabError(f"{len(failed)} of {len(made)} trainings failed, {results} tells why: {', '.join(failed)}.")
 
 
 @cli.command(short_help="Print what ferlab bench measured, as tables.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from ferlab.errors import FerlabError
 
@@ -77,6 +77,9 @@ class Config:
     temperature: float = 2.0  # of the posterior: network and retrieval are one witness, and sure of itself
     aligned: bool = False  # weigh the classes in the posterior so that all are labelled rightly equally often
 
+    # a comparator's own settings that differ from its class's, by name (training.own_settings)
+    own: dict[str, Any] = field(default_factory=dict)
+
     def __post_init__(self):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -86,6 +89,8 @@ class Config:
                 value = getattr(self, name)
                 if isinstance(value, str) or not allowed(value):
                     raise FerlabError(f"{name} is {value!r}: give {words}.")
+        if not isinstance(self.own, dict):
+            raise FerlabError(f'own is {self.own!r}: give settings by name, such as {{"rank_weight": 0.3}}.')
         if self.size % 16 or self.size < 32:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
         if self.local_dimensions % self.attention_maps:

@@ -34,7 +34,8 @@ def evaluate(
     Returns data, split, rule, against (what there was), mirror, classes, accuracy, mean_class_accuracy, macro_f1,
     recall, counts, confusion_matrix (rows = true class), faces, note, skipped (names of the images that could not be
     read), run (settings, data, environment) and environment; and, where raters' votes are known, divergence: the mean
-    Jensen-Shannon divergence of the outputs from the votes, in bits, lower = nearer.
+    Jensen-Shannon divergence of the outputs from the votes, in bits, lower = nearer; and by_agreement
+    (``metrics.by_agreement``).
 
     Raises FerlabError where fewer than two classes match or no face is left.
     """
@@ -67,6 +68,7 @@ def evaluate(
         voted = (votes.sum(1) > 0) & (labels >= 0)
         if voted.any():
             result["divergence"] = float(metrics.jensen_shannon(probabilities[voted], votes[voted]).mean())
+            result["by_agreement"] = metrics.by_agreement(probabilities.argmax(1) == labels, votes * voted[:, None])
     about = {key: value for key, value in recogniser.about.items() if value not in (None, {})}
     return result | {
         "note": _note(what, known, found, shared, int(((original >= 0) & (labels < 0)).sum())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,23 @@ def by_class(quality: Callable[[Any], dict], given: np.ndarray, classes: Sequenc
     """
     present = {name: given == c for c, name in enumerate(classes) if (given == c).any()}
     return quality(slice(None)) | {"per_class": {name: quality(rows) for name, rows in present.items()}}
+
+
+def by_agreement(right: np.ndarray, votes: np.ndarray) -> list[dict]:
+    """Accuracy of faces that raters agree on and of those that they do not, each with from, to, faces, accuracy (ours).
+
+    right: bool [N]; votes: [N, C], rows without one are left out. Agreement is the share of a face's votes that its
+    most voted class has, in [1 / C, 1]: 0.9 and more, then below 0.9, 0.7 and 0.5, as far as there are faces.
+    """
+    votes = votes.astype(float)
+    rated = votes.sum(1) > 0
+    right, share = right[rated], votes[rated].max(1) / votes[rated].sum(1)
+    found = []
+    for high, low in pairwise((1.0, 0.9, 0.7, 0.5, 0.0)):
+        mine = (share >= low) & ((share < high) | (high == 1))
+        if mine.any():
+            found.append({"from": low, "to": high, "faces": int(mine.sum()), "accuracy": float(right[mine].mean())})
+    return found
 
 
 def fisher_ratio(embeddings: np.ndarray, labels: np.ndarray) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import itertools
+import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ class Method(nn.Module):
     def __init__(self, config: Config, train: FaceSet):
         super().__init__()
         self.config = config
+        for name, value in own_settings(type(self), config.own).items():
+            setattr(self, name, value)
         self.faces = train
         self.num_classes = len(train.classes)
         given = torch.as_tensor(train.labels)
@@ -373,14 +376,33 @@ def method_class(name: str) -> type[Method]:
     raise FerlabError(f"{module.__file__} has no method: write a subclass of training.Method there.")
 
 
-def own_settings(method: type[Method]) -> dict[str, int | float | list]:
-    """What a comparator's class holds beside the settings of all methods, such as lambda; for a record."""
-    found: dict[str, int | float | list] = {}
-    for owner in reversed(method.__mro__):
-        if owner.__module__.startswith("ferlab.comparators."):
-            found |= {name: list(value) if isinstance(value, tuple) else value for name, value in vars(owner).items()
-                      if not name.startswith("_") and isinstance(value, int | float | tuple)}
+def own_settings(method: type[Method], changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a comparator has beside the settings of all methods, such as lambda: numbers, and tuples of them.
+
+    They are the constants of its class, some of them ``changed`` (``Config.own``). Raises FerlabError for a change of
+    what it does not have, and for a value of another kind.
+    """
+    owners = [owner for owner in reversed(method.__mro__) if owner.__module__.startswith("ferlab.comparators.")]
+    fixed = {key for owner in owners if owner.__module__.endswith("._parts") for key in vars(owner)}
+    found = {key: value for owner in owners for key, value in vars(owner).items()
+             if not key.startswith("_") and key not in fixed and isinstance(value, int | float | tuple)}
+    for key, value in (changed or {}).items():
+        if key not in found:
+            known = f"its own are {', '.join(found)}" if found else "it has none of its own"
+            raise FerlabError(f"The method has no setting own.{key}: {known}.")
+        if not _like(value, found[key]):
+            raise FerlabError(f"own.{key} is {value!r}: give a value such as {json.dumps(found[key])}.")
+        found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def _like(value: Any, model: Any) -> bool:
+    """Whether a value, as JSON has it, is of the model's kind: a number, a switch, or so many numbers."""
+    if isinstance(model, tuple):
+        return isinstance(value, list | tuple) and len(value) == len(model) and all(map(_like, value, model))
+    if isinstance(model, bool) or isinstance(value, bool):
+        return isinstance(model, bool) and isinstance(value, bool)
+    return isinstance(value, int | float if isinstance(model, float) else int) and math.isfinite(value)
 
 
 def train(config: Config, splits: Splits, run: str | Path | None = None, progress: bool | None = None,

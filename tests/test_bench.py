@@ -113,11 +113,13 @@ def test_the_run_of_a_cell_can_be_explored(tmp_path):
     assert len(faces) == 48 and faces.noise == made["achieved"]
 
 
-def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, capfd):
+def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, ferlab, monkeypatch):
     schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1},
                  "deep": {"epochs": 1, "backbone": "resnet18", "batch_size": 1}}  # PyTorch refuses one value a channel
     path = grid_file(tmp_path, seeds=[3], schedules=schedules)
-    run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    outcome = ferlab("bench", path, "--results", tmp_path / "results")
+    assert outcome.code == 2 and "2 of 3 trainings failed" in outcome.err and "wild" in outcome.err
     (made,) = read_results(tmp_path / "results")
     failed = read_failures(tmp_path / "results")
     assert made["schedule"] == "one" and len(failed) == 2
@@ -125,8 +127,8 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, 
     assert "ValueError: Expected more than 1 value" in failed["tiny-plain-deep-symmetric30-3"]
     written = json.loads((tmp_path / "results" / "tiny-plain-wild-symmetric30-3.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
-    assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == []
-    assert "tiny-plain-wild-symmetric30-3 failed: delete" in capfd.readouterr().out
+    outcome = ferlab("bench", path, "--results", tmp_path / "results")
+    assert outcome.code == 0 and "tiny-plain-wild-symmetric30-3 failed: delete" in outcome.out
 
 
 def test_the_run_of_other_settings_is_no_failure_of_the_method(tmp_path):
@@ -191,6 +193,8 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"schedules": {"x": {"epoch": 3}}}, 'no setting "epoch".*epochs'),
     ({"schedules": {"x": {"seed": 3}}}, 'no setting "seed"'),
     ({"options": {"trian": 48}}, 'no option "trian".*train'),
+    ({"methods": {"x": {"method": "scn", "own": {"margin": 1}}}}, 'line 1: .*no setting own.margin: .*rank_margin'),
+    ({"methods": {"x": {"method": "scn", "own": 1}}}, 'line 1: .*own is 1'),
     ({"methods": {"x": {"method": "drfer", "split": "clas"}}}, 'line 1: the method "x" .*split is "clas"'),
     ({"schedules": {"x": {"epochs": "3"}}}, "schedule \"x\" has .*epochs is '3': give at least 1"),
     ({"noise": [["symmetric", "0.3"]]}, "line 1: the rate of symmetric is '0.3'"), ({"seeds": ["a"]}, "seed 'a' is no"),

@@ -78,7 +78,13 @@ def test_settings_are_read_by_their_type(text: str, value: object):
     assert name == text.split("=")[0].strip() and parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize("text", ["epochs", "epochs=many", "epochs=1.5", "contrastive=maybe", "no_such_setting=1"])
+def test_a_methods_own_settings_are_read():
+    assert parse_setting("own.rank_weight=0.3") == ("own", {"rank_weight": 0.3})
+    assert parse_setting("own.erased_area = [0.1, 0.3]") == ("own", {"erased_area": [0.1, 0.3]})
+
+
+@pytest.mark.parametrize("text", ["epochs", "epochs=many", "epochs=1.5", "contrastive=maybe", "no_such_setting=1",
+                                  "own=1", "own.weight=heavy", "own.weight=1"])
 def test_bad_settings_are_told(ferlab, tmp_path: Path, text: str):
     told(ferlab("train", "--run", tmp_path / "run", "--set", text), text.split("=")[0])
     assert not (tmp_path / "run").exists()
@@ -153,7 +159,16 @@ def test_a_loss_that_is_not_a_number_is_told_and_leaves_no_checkpoint(ferlab, to
 def test_settings_are_shown(ferlab, tmp_path: Path):
     outcome = ferlab("train", "--run", tmp_path / "run", "--method", "scn", "--set", "epochs=7", "--show-settings")
     assert outcome.code == 0 and {"method=scn", "epochs=7", "weights=None"} <= set(outcome.out.splitlines())
+    outcome = ferlab("train", "--method", "scn", "--set", "own.rank_weight=0.3", "--set", "own.rank_margin=0",
+                     "--show-settings")
+    shown = {"own.rank_weight=0.3", "own.rank_margin=0", "own.high_share=0.7"}
+    assert outcome.code == 0 and shown <= set(outcome.out.splitlines())
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_that_a_method_does_not_obey_are_told(ferlab, toy_faces: Path, tmp_path: Path):
+    outcome = ferlab(*toy(toy_faces, tmp_path / "run", "--set", "sharpness=1", "--method", "plain"))
+    assert outcome.code == 0 and "plain does not obey sharpness" in outcome.err
 
 
 # ------------------------------------------------------------------------------------------- runs that do not fit

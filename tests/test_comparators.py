@@ -91,11 +91,26 @@ def test_each_resumes_as_if_unbroken_and_never_sees_the_truth(tmp_path, monkeypa
     assert np.allclose(probability, expected, atol=1e-5) and np.allclose(probability.sum(1), 1, atol=1e-5)
 
 
-def test_settings_of_their_own_are_told():
-    assert own_settings(method_class("eac")) == {
-        "smallest_batch": 1, "needs_warm_up": False, "consistency_weight": 5.0, "erased_area": [0.02, 0.25],
-        "erased_share": 0.5}
+def test_settings_of_their_own_are_told_and_changed():
+    eac = method_class("eac")
+    assert own_settings(eac) == {"consistency_weight": 5.0, "erased_area": (0.02, 0.25), "erased_share": 0.5}
     assert own_settings(method_class("plain")) == own_settings(method_class("drfer")) == {}
+    config = settings(method="eac", own={"erased_area": [0.1, 0.3], "consistency_weight": 2})
+    method = eac(config, bars())
+    assert (method.erased_area, method.consistency_weight, method.erased_share) == ((0.1, 0.3), 2, 0.5)
+    assert eac.consistency_weight == 5.0
+
+
+@pytest.mark.parametrize("name, own, told", [
+    ("eac", {"sharpness": 1.0}, "consistency_weight, erased_area"), ("plain", {"weight": 1.0}, "none"),
+    ("scn", {"smallest_batch": 1}, "high_share"), ("dmue", {"ramp": 1.5}, "as 2"), ("dmue", {"ramp": True}, "as 2"),
+    ("dmue", {"temperature": "hot"}, "1.2"), ("dmue", {"temperature": float("nan")}, "1.2"),
+    ("eac", {"erased_area": [0.1]}, "0.02, 0.25"),
+])
+def test_settings_of_their_own_that_do_not_fit_are_told(name: str, own: dict, told: str):
+    with pytest.raises(FerlabError, match=told) as error:
+        own_settings(method_class(name), own)
+    assert next(iter(own)) in str(error.value)
 
 
 @EACH

@@ -138,6 +138,10 @@ def test_evaluation_needs_only_the_test_images_and_the_votes(ferlab, tmp_path: P
         scores = json.loads(report.read_text())
         assert scores["rule"] == rule and scores["faces"] == 16
         assert 0 < scores["divergence"] < 1
+        assert sum(each["faces"] for each in scores["by_agreement"]) == 16
+        right = sum(each["faces"] * each["accuracy"] for each in scores["by_agreement"])
+        assert right == pytest.approx(16 * scores["accuracy"])
+        assert "most votes for one class" in outcome.out
     outcome = ferlab("evaluate", "--run", run, "--root", only_test, "--split", "valid")
     assert outcome.code == 2 and "valid" in outcome.err
 

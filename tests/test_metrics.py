@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 
 from ferlab.metrics import (
+    by_agreement,
     by_class,
     classification,
     fisher_ratio,
@@ -107,6 +108,18 @@ def test_divergence_is_over_relabelled_faces_with_votes():
     soft = np.array([[0.75, 0.25], [1.0, 0.0], [0.5, 0.5], [1.0, 0.0]])
     assert relabelling_quality(soft, noisy, labels, labels, votes)["divergence"] == pytest.approx(0.5)  # 0 and 1 bit
     assert relabelling_quality(soft, np.zeros(4, bool), labels, labels, votes)["divergence"] is None
+
+
+def test_accuracy_by_the_raters_agreement():
+    votes = np.array([[10, 0, 0], [9, 1, 0], [8, 2, 0], [7, 3, 0], [7, 2, 1], [5, 5, 0], [4, 3, 3], [0, 0, 0]], "f4")
+    right = np.array([1, 1, 1, 0, 0, 1, 0, 1], bool)
+    assert by_agreement(right, votes) == [
+        {"from": 0.9, "to": 1.0, "faces": 2, "accuracy": 1.0},
+        {"from": 0.7, "to": 0.9, "faces": 3, "accuracy": 1 / 3},
+        {"from": 0.5, "to": 0.7, "faces": 1, "accuracy": 1.0},
+        {"from": 0.0, "to": 0.5, "faces": 1, "accuracy": 0.0},
+    ]
+    assert [each["faces"] for each in by_agreement(right[2:4], votes[2:4])] == [2]  # no row without faces
 
 
 @settings(max_examples=30, deadline=None)
