@@ -26,7 +26,7 @@ from ferlab.data import FaceSet, Splits
 from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel
-from ferlab.runs import write_json, write_whole
+from ferlab.runs import json_object, write_json, write_whole
 from ferlab.training import Trainer, train
 
 if TYPE_CHECKING:
@@ -259,9 +259,9 @@ def _check_same(directory: Path, about: dict) -> None:
     record = directory / "audit.json"
     if record.is_file():
         try:
-            former = json.loads(record.read_text())
-        except (OSError, ValueError):
-            former = {}
+            former = json_object(record.read_text())
+        except (OSError, ValueError) as error:
+            raise FerlabError(f"{record} is damaged: choose another directory or delete it.") from error
         changed = [key for key, value in about.items() if former.get(key) != json.loads(json.dumps(value))]
         if changed:
             raise FerlabError(

@@ -21,6 +21,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 # What a row of measured numbers says of how they were measured.
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
+RESULT = {"scores", "failed"}  # every result has one of them
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
 
 
@@ -102,6 +104,9 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         found = (i for i, row in enumerate(rows) if i >= first and json.dumps(name) in row)
         return f"{path}, line {next(found, first) + 1}"
 
+    for name in (grid["name"], *grid["methods"], *grid["schedules"]):
+        if not isinstance(name, str) or not name or set(name) & set("/\\") or name.startswith("."):
+            raise FerlabError(f"{line(name)}: {name!r} becomes a part of file names: give a text without / and \\.")
     settings = sorted(vars(Config()).keys() - {"seed"})
     keys = ("name", "data", "options", "profile", "seeds", "noise", "methods", "schedules")
     for what, part, found, known in (
@@ -164,11 +169,12 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}
-    write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
-        "data": cell.data, **how_read, "root": runs.absolute(cell.root),
-        "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
-        "options": {key: value for key, value in cell.options.items() if key not in how_read},
-    })
+    if not Run(runs_folder / cell.name).has_checkpoint:
+        write_json(runs_folder / cell.name / "data.json", {  # as ferlab train does, so that the run can be explored
+            "data": cell.data, **how_read, "root": runs.absolute(cell.root),
+            "noise": None if cell.noise in ("none", "given") else cell.noise, "noise_rate": cell.rate,
+            "options": {key: value for key, value in cell.options.items() if key not in how_read},
+        })
     try:
         trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False,
                                  share_warm_up=True)
@@ -221,6 +227,7 @@ def run_grid(
     when the grid had other settings.
     """
     results = Path(results)
+    results.mkdir(parents=True, exist_ok=True)  # before hours of work: a place that cannot be written to
     cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
     if made := _made_before(cells, results):
         print(f"{len(made)} results are in {results} already", flush=True)
@@ -236,14 +243,17 @@ def run_grid(
 
 def _made_before(cells: list[Cell], results: Path) -> list[dict]:
     """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
+    from ferlab.training import method_class, own_settings
+
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
-        result = made[cell.name]
-        obeyed = _obeyed(result["settings"]).keys() & result["settings"].keys()
+        result, config = made[cell.name], cell.config()
         was = [f"{key} {result[key]}" for key in ("data", "options", "profile", "rate")
                if result[key] != getattr(cell, key)]
-        was += [f"{key} {result['settings'][key]}" for key, value in cell.settings.items()
-                if key in obeyed and result["settings"][key] != value]
+        own = {key: json.loads(json.dumps(value))
+               for key, value in own_settings(method_class(config.method), config.own).items()}
+        for then, now in ((result["settings"], _obeyed(vars(config))), (result.get("method_settings", {}), own)):
+            was += [f"{key} {then[key]}" for key in now if key in then and then[key] != now[key]]
         if was:
             raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
                               "and its run, give the cell another name, or give other --results.")
@@ -257,7 +267,15 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
             left = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
             futures = [pool.submit(run_cell_once, cell, results, runs_folder, patient) for cell in left]
             for future in _as_completed(futures, left, runs_folder):
-                if (result := future.result()) is None:
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    raise FerlabError("A training was killed, by hand or for want of memory: the same command goes on "
+                                      "from its last epoch; fewer --jobs need less memory.") from error
+                except Exception:
+                    pool.shutdown(wait=False, cancel_futures=True)  # tell it now, not when the others have trained
+                    raise
+                if result is None:
                     continue
                 done.append(result["name"])
                 said = f"failed: {result['failed']}" if "failed" in result else ", ".join(
@@ -310,7 +328,9 @@ def best_schedules(results: list[dict]) -> list[dict]:
     chosen = []
     for mine in alike.values():
         first = min(r["seed"] for r in mine)
-        best = max((r for r in mine if r["seed"] == first), key=lambda r: r["scores"]["valid"]["accuracy"])
+        seeds = {r["schedule"]: sum(each["schedule"] == r["schedule"] for each in mine) for r in mine}
+        best = max((r for r in mine if r["seed"] == first),  # of equally good ones that which went on with other seeds
+                   key=lambda r: (r["scores"]["valid"]["accuracy"], seeds[r["schedule"]]))
         chosen += [r for r in mine if r["schedule"] == best["schedule"]]
     return chosen
 
@@ -344,7 +364,7 @@ def _read_all(folder: str | Path, key: str = "name", pattern: str = "*.json") ->
     for path in sorted(Path(folder).glob(pattern)):
         try:
             record = json.loads(path.read_text())
-            if not isinstance(record, dict) or key not in record:
+            if not isinstance(record, dict) or key not in record or (key == "name" and not RESULT & record.keys()):
                 raise ValueError(f"no {key}")
             records.append(record)
         except (OSError, ValueError) as error:
@@ -522,6 +542,71 @@ def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], 
             if ceiling > plain:
                 closed[method, noise, rate] = (accuracy - plain) / (ceiling - plain)
     return closed
+
+
+def summary(results: list[dict]) -> str:
+    """A Markdown table with a row for each kind of labels that both DR-FER and plain training met in one place.
+
+    Accuracies in per cent on the test split, or on valid where that is held back; in brackets the mean over classes; of
+    the other methods and of DR-FER's variants with all parts, each that with most seeds that was best on valid. Bold:
+    the highest accuracy. The gain over plain training is of pairs of seeds, with its 95 % interval where there are
+    several; true labels are plain training on them.
+    """
+    lines = ["| data (rule) | training faces, network, machine | label noise | plain | best other | DR-FER "
+             "| DR-FER above plain | true labels |", "|---|---|---|---|---|---|---|---|"]
+    chosen = best_schedules(results)
+    for place in sorted({where(r) for r in chosen}):
+        here = [r for r in chosen if where(r) == place]
+        split = "test" if all("test" in r["scores"] for r in here) else "valid"
+        for noise, rate in sorted({(r["noise"], r["rate"]) for r in here}):
+            groups: dict[str, list[dict]] = {}
+            for r in here:
+                if (r["noise"], r["rate"]) == (noise, rate):
+                    groups.setdefault(r["method"], []).append(r)
+            wholes = [mine for mine in groups.values() if _is_whole(mine[0]["settings"])]
+            others = [mine for name, mine in groups.items()
+                      if name != "plain" and mine[0]["settings"]["method"] != "drfer"]
+            if not wholes or "plain" not in groups:
+                continue
+            plain, whole = groups["plain"], max(wholes, key=_standing)
+            three = [plain, max(others, key=_standing, default=[]), whole]
+            best = max((mine for mine in three if mine), key=lambda mine: _mean_accuracy(mine, split))
+            at = {r["seed"]: r["scores"][split]["accuracy"] for r in plain}
+            gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
+            ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
+            cells = [
+                f"{place[0]} ({plain[0]['rule']}), {split}",
+                f"{place[1]:,}, {plain[0]['settings']['backbone']}, {place[3].removeprefix('NVIDIA ').split()[0]}",
+                f"{noise} {rate:.0%}" if rate else noise,
+                *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
+                  for mine in three),
+                _percent(gains), _score(ceiling, split) if ceiling else "-",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _is_whole(settings: dict) -> bool:
+    """Whether these are settings of DR-FER with all of its parts."""
+    return (settings["method"] == "drfer" and settings["split"] != "off"
+            and all(settings[part] for part in ("masked_modelling", "contrastive", "relabelling")))
+
+
+def _standing(results: list[dict]) -> tuple[int, float]:
+    """How many seeds a method was trained with, and its accuracy on valid."""
+    return len(results), _mean_accuracy(results, "valid")
+
+
+def _mean_accuracy(results: list[dict], split: str) -> float:
+    return float(np.mean([r["scores"][split]["accuracy"] for r in results]))
+
+
+def _score(results: list[dict], split: str, bold: bool = False) -> str:
+    """Mean accuracy of a method's seeds, with its interval, and in brackets that over classes."""
+    accuracy, mean_class = (_percent([r["scores"][split][key] for r in results])
+                            for key in ("accuracy", "mean_class_accuracy"))
+    mark = "**" if bold else ""
+    return f"{mark}{accuracy}{mark} ({mean_class.split(' ')[0]})"
 
 
 def audit_table(audits: list[dict]) -> str:

@@ -45,7 +45,7 @@ SMALLEST = 8  # pixels: an image of which a side is shorter holds no face
 MAX_BYTES = 100_000_000  # likewise a larger file
 CHUNK = 512  # images decoded between two saved states of a pack
 WORKERS = min(4, os.cpu_count() or 1)
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 
 
 # -------------------------------------------------------------------------------------------------------- public

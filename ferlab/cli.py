@@ -138,7 +138,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if not parallel.leads():  # of several processes one speaks
         progress, sys.stdout = False, open(os.devnull, "w")  # noqa: SIM115
     if ignored:
-        click.echo(f"{config.method} does not obey {' and '.join(ignored)}: only drfer does.", err=True)
+        click.echo(ignored, err=True)
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
     if name == "rendered":
@@ -201,8 +201,8 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
 
 
-def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str]) -> tuple[Config, list[str]]:
-    """The settings of a profile, changed by the texts of ``--set``, and the names of those changed in vain.
+def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str]) -> tuple[Config, str]:
+    """The settings of a profile, changed by the texts of ``--set``, and a sentence on those changed in vain, or "".
 
     Raises FerlabError for what does not fit, a method that does not exist among it.
     """
@@ -213,7 +213,8 @@ def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[st
         chosen[name] = chosen.get(name, {}) | value if name == "own" else value
     config = profile(profile_, **{"method": method, "seed": seed, **chosen})
     own_settings(method_class(config.method), config.own)
-    return config, [] if config.method == "drfer" else [name for name in chosen if name in DRFER_ONLY]
+    vain = [name for name in chosen if name in DRFER_ONLY and config.method != "drfer"]
+    return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -313,7 +314,10 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
         raise FerlabError(f"{directory} does not tell its data set: give --data NAME.")
     if not (isinstance(former.get("options", {}), dict) and isinstance(former.get("holdout", 0.0), int | float)):
         raise FerlabError(f"{directory}/data.json is damaged: delete it, and give --data and --root.")
-    if former.get("data") == name:
+    # another folder of one's own images is another data set, whatever the name
+    moved = root is not None and runs.absolute(root) != former.get("root")
+    same = former.get("data") == name and not (name == "folder" and moved)
+    if same:
         root = root or former.get("root")
         rule = rule or former.get("rule")
         holdout = former.get("holdout", 0.0) if holdout is None else holdout
@@ -323,7 +327,7 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout,
                              progress=progress, splits=SPLITS if holdout else (split,), **given)
     corrected = Path(directory) / "labels.csv"
-    if former.get("data") == name and corrected.is_file():
+    if same and corrected.is_file():
         splits = decisions.relabelled(splits, decisions.read_labels(corrected), corrected, holdout=holdout)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
@@ -392,8 +396,11 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
     recogniser = load_pretrained(model)
     paths = tuple(photo for path in paths for photo in (photos.photos_in(path) if path.is_dir() else [path]))
     if directory is not None and len({path.stem for path in paths}) < len(paths):
-        raise FerlabError("Two photos have the same name, so that their pictures would overwrite each other: "
-                          "give them one folder at a time.")
+        raise FerlabError("Two photos have the same name but for its ending, so that their pictures would overwrite "
+                          "each other: rename one, or give them one folder at a time.")
+    if directory is not None and directory.resolve() in {path.resolve().parent for path in paths}:
+        raise FerlabError(f"{directory} holds the photos themselves, which pictures of the same name would replace: "
+                          "give --out another folder.")
     results = []
     for path in paths:
         try:
@@ -451,7 +458,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    config, _ = settings_of(profile_, method, seed, settings)
+    config, ignored = settings_of(profile_, method, seed, settings)
+    if ignored:
+        click.echo(ignored, err=True)
 
     from ferlab import audit as auditing
     from ferlab import benchmarks, decisions, runs
@@ -489,7 +498,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
     then = ""
-    if labels is not None:
+    if split != "train":
+        pass  # train --labels takes labels of training faces only
+    elif labels is not None:
         then = f" (it starts from the labels of {labels})"
     elif found.learned:
         then = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
@@ -625,7 +636,8 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
     if faces.noise and faces.truth is not None and (known := faces.truth >= 0).any():
         before, after = ((each == faces.truth)[known].mean() for each in (faces.labels, labels))
         click.echo(f"Labels that agree with the reference: {percent(before)} before, {percent(after)} now.")
-    click.echo(f"Next: ferlab train --labels {output} with the data options of {directory}, into another --run.")
+    if faces.split == "train":
+        click.echo(f"Next: ferlab train --labels {output} with the data options of {directory}, into another --run.")
 
 
 # ----------------------------------------------------------------------------------------------------------- explore
@@ -655,7 +667,9 @@ def explore(directory: str, name: str | None, root: Path | None, log: Path | Non
             webbrowser.open(url)
 
     explorer.serve(directory, name, root, log, port, ready)
-    click.echo(f"\nNext: ferlab data apply-decisions --run {directory}")
+    told = {"--run": directory, "--decisions": log, "--data": name, "--root": root}
+    options = " ".join(f"{option} {value}" for option, value in told.items() if value is not None)
+    click.echo(f"\nNext: ferlab data apply-decisions {options}")
 
 
 # ------------------------------------------------------------------------------------------------------- walkthrough
@@ -694,11 +708,15 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
     schedules, settings of which every method tries each with the first seed; the others take the one that did best on
     the validation split. Run directories go to ./runs. An interrupted grid goes on where it stopped.
     """
-    from ferlab.bench import read_failures, run_grid
+    from ferlab.bench import read_failures, read_grid, run_grid
 
-    made = run_grid(grid, results, root, "runs", jobs, only)
-    if failed := sorted(read_failures(results).keys() & set(made)):
-        raise FerlabError(f"{len(failed)} of {len(made)} trainings failed, {results} tells why: {', '.join(failed)}.")
+    cells = [cell.name for cell in read_grid(grid, root) if only in cell.name]
+    if not cells:
+        raise FerlabError(f"No training of {grid} has {only!r} in its name: give --only a part of one, such as "
+                          f"{read_grid(grid, root)[0].name!r}.")
+    run_grid(grid, results, root, "runs", jobs, only)
+    if failed := sorted(read_failures(results).keys() & set(cells)):
+        raise FerlabError(f"{len(failed)} of {len(cells)} trainings failed, {results} tells why: {', '.join(failed)}.")
 
 
 @cli.command(short_help="Print what ferlab bench measured, as tables.")
@@ -715,7 +733,8 @@ def report(results: Path, audits: Path, readme: Path | None) -> None:
     """
     from ferlab import bench
 
-    parts = {"results": bench.tables(bench.read_results(results))}
+    measured = bench.read_results(results)
+    parts = {"summary": bench.summary(measured), "results": bench.tables(measured)}
     if compared := bench.read_audits(audits):
         parts["audits"] = bench.audit_table(compared)
     if (papers := results.parent / "quoted.json").is_file():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from ferlab.errors import FerlabError
@@ -81,16 +83,17 @@ class Config:
     own: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        for name, (fits, words) in KINDS.items():
+            if not fits(value := getattr(self, name)):
+                raise FerlabError(f"{name} is {value!r}: give {words}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise FerlabError(f'{name} is "{getattr(self, name)}": choose one of {", ".join(map(str, choices))}.')
         for names, allowed, words in RANGES:
             for name in names:
                 value = getattr(self, name)
-                if isinstance(value, str) or not allowed(value):
+                if not allowed(value):
                     raise FerlabError(f"{name} is {value!r}: give {words}.")
-        if not isinstance(self.own, dict):
-            raise FerlabError(f'own is {self.own!r}: give settings by name, such as {{"rank_weight": 0.3}}.')
         if self.size % 16 or self.size < 32:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
         if self.local_dimensions % self.attention_maps:
@@ -136,6 +139,20 @@ class Config:
                         if name in known and value in CHOICES.get(name, (value,))}
         return cls().replace(**settings)
 
+
+def _number(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (_number(Integral), "a whole number"), "float": (_number(Real), "a number"),
+    "int | None": (lambda value: value is None or _number(Integral)(value), "a whole number, or None"),
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "str | None": (lambda value: value is None or isinstance(value, str), "a text, or None"),
+    "dict[str, Any]": (lambda value: isinstance(value, dict), 'settings by name, such as {"rank_weight": 0.3}'),
+}
+KINDS = {each.name: _KINDS[each.type] for each in dataclasses.fields(Config) if each.type in _KINDS}
 
 BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
 CHOICES = {

@@ -79,6 +79,8 @@ class DecisionLog:
         """
         if decision not in (*KINDS, "undo"):
             raise FerlabError(f'There is no decision "{decision}": choose one of {", ".join(KINDS)} and undo.')
+        if self.path.exists():
+            self.refresh()  # a file of another kind is told, and stays as it is
         row = Decision(datetime.now(timezone.utc).isoformat(timespec="microseconds"), name, given, decision, label)
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerow(row)
@@ -108,13 +110,17 @@ class DecisionLog:
             return False
         except OSError as error:
             raise FerlabError(f"{self.path} cannot be read ({error.strerror}).") from error
-        new = new[: new.rfind(b"\n") + 1]
-        if not new:
-            return False
+        begun, whole, _ = new.partition(b"\n")
         try:
-            rows = list(csv.reader(io.StringIO(new.decode(errors="surrogateescape"), newline="")))
-            if not self._read and rows.pop(0) != list(Decision._fields):
+            header = ",".join(Decision._fields).encode()
+            if not self._read and not (begun.rstrip(b"\r") == header if whole else header.startswith(begun)):
                 raise ValueError("another header")
+            new = new[: new.rfind(b"\n") + 1]
+            if not new:
+                return False
+            rows = list(csv.reader(io.StringIO(new.decode(errors="surrogateescape"), newline="")))
+            if not self._read:
+                del rows[0]
             decisions = [Decision(*row) for row in rows]
             if unknown := [row for row in decisions if row.decision not in (*KINDS, "undo")]:
                 raise ValueError(f"decision {unknown[0].decision}")
@@ -219,6 +225,8 @@ def read_labels(path: str | Path) -> dict[str, str]:
                           "name,label.")
     labels: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
+        if not row:
+            continue
         if len(row) != 2:
             raise FerlabError(f"{path}, row {number}, has {len(row)} fields: each needs a name and a label.")
         if labels.setdefault(row[0], row[1]) != row[1]:
@@ -265,7 +273,7 @@ def _rows_of(faces: FaceSet, names: list[str], path: str | Path) -> np.ndarray:
         if name not in rows or name in twice:
             what = "stands for several faces" if name in twice else "is none"
             raise FerlabError(f"{path} names {name}, which {what} of the {len(faces):,} faces of "
-                              f"{faces.dataset or 'this data set'}.")
+                              f"{faces.dataset or 'this data set'}, such as {next(iter(rows), 'none')}.")
     return np.array([rows[name] for name in names], dtype=np.int64)
 
 

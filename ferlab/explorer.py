@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import html
 import io
-import json
 import secrets
 import tempfile
 import time
@@ -43,7 +42,7 @@ from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
 from ferlab.retrieval import class_average_precision, nearest_neighbours, retrieval_margin
-from ferlab.runs import Run
+from ferlab.runs import Run, json_object
 
 SIDE = 72  # pixels of a thumbnail
 # what a served page may load: Voila's template asks others for icons, which the explorer does not use
@@ -197,9 +196,12 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
     directory = Path(directory)
     seed = None if _is_audit(directory) else Run.open(directory).config.seed
     try:
-        record = json.loads((directory / "data.json").read_text())
+        record = json_object((directory / "data.json").read_text())
+        options, root = record.get("options", {}), root or record.get("root")
+        if not (isinstance(options, dict) and isinstance(root, str | Path | None)):
+            raise ValueError("options or root")
     except FileNotFoundError:
-        record = {}
+        record, options = {}, {}
     except ValueError as error:
         raise FerlabError(f"{directory / 'data.json'} is damaged: make the run or the audit again.") from error
     name = name or record.get("data")
@@ -208,16 +210,16 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
                           "it in Python, with explorer.open_run(directory, faces).")
     holdout, noise, split = record.get("holdout", 0.0), record.get("noise"), record.get("split", "train")
     loaded = benchmarks.load(
-        name, root or record.get("root"), rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
+        name, root, rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
         holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
-        noise_seed=record.get("noise_seed", seed), splits=benchmarks.SPLITS if holdout else (split,), progress=progress,
-        **record.get("options", {}))
+        noise_seed=record.get("noise_seed", seed or 0), splits=benchmarks.SPLITS if holdout else (split,),
+        progress=progress, **options)
     if record.get("labels"):
         path = directory / "labels.csv"
         loaded = relabelled(loaded, read_labels(path), path, split, holdout)
     faces = loaded._asdict()[split]
     if faces is None:
-        raise FerlabError(f"{root or record.get('root') or name} has no {split} faces: give --root.")
+        raise FerlabError(f"{root or name} has no {split} faces: give --root.")
     return faces
 
 
@@ -561,7 +563,7 @@ class View:
         changed = int((now.new != known.faces.labels)[noisy].sum())
         faces, why = ("training faces", "split off as noisy") if not known.of_audit else ("faces", "suspected")
         return (f"{len(known):,} {faces}, {int(noisy.sum()):,} {why}, {changed:,} of them with another label; "
-                f"{len(self.rows):,} shown, {len(self.log.current):,} decided")
+                f"{len(self.rows):,} in the list, {len(self.log.current):,} decided")
 
 
 def sheet(images: Sequence[np.ndarray] | np.ndarray, side: int = SIDE, columns: int = COLUMNS) -> bytes:

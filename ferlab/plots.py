@@ -66,7 +66,8 @@ class Picture(Figure):
         buffer = io.BytesIO()
         with mpl.rc_context(STYLE):
             self.savefig(buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)
-        pixels = Image.open(buffer).convert("RGB").quantize(colours, kmeans=1, dither=Image.Dither.NONE)
+        pixels = Image.open(buffer).convert("RGB").quantize(  # a photo leaves the other colours as they are
+            colours, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         buffer = io.BytesIO()
         pixels.save(buffer, format="png", optimize=True)
         return buffer.getvalue()
@@ -147,6 +148,11 @@ def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
     """
     import ipywidgets as widgets
 
+    class Sliders(widgets.HBox):
+        def __repr__(self) -> str:
+            """What a reader without a kernel sees in their place."""
+            return "Sliders, which need a running notebook (make lab)."
+
     picture = widgets.Image(format="png")
 
     def redraw(_: Any = None) -> None:
@@ -161,7 +167,7 @@ def with_sliders(draw: Callable[..., Any], **controls: Any) -> Any:
         control.description = control.description or name.replace("_", " ")
         control.observe(redraw, "value")
     redraw()
-    return widgets.HBox([widgets.VBox(list(controls.values())), picture])
+    return Sliders([widgets.VBox(list(controls.values())), picture])
 
 
 # -------------------------------------------------------------------------------------------------------------- faces
@@ -712,10 +718,11 @@ def grouped_bars(values: Mapping[str, Any], groups: Sequence[str], ylabel: str, 
 
 @_styled
 def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], groups: Sequence[str], xlabel: str,
-                        title: str = "") -> Picture:
+                        title: str = "", reference: float | None = None) -> Picture:
     """Means as dots and their intervals as whiskers, a row for each group; the axis need not begin at 0.
 
     values: {series: (mean, half-width) of each group}; half-width nan = no whisker (one seed), mean nan = no dot.
+    reference: where a line is drawn, such as 0 for differences.
     """
     figure, axes = _figure(1, 1, 9.5, 0.9 + (0.34 + 0.17 * len(values)) * len(groups) + 0.3 * bool(title), title)
     step = 0.7 / max(len(values), 1)
@@ -724,6 +731,8 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
         row = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * step
         axes[0, 0].errorbar(mean, row, xerr=np.nan_to_num(half), fmt=marker, color=colour, markersize=8, capsize=4,
                             label=name, linewidth=1.8)
+    if reference is not None:
+        axes[0, 0].axvline(reference, color="black", linewidth=1.2, zorder=0)
     axes[0, 0].set_yticks(range(len(groups)), groups)
     axes[0, 0].set(ylim=(len(groups) - 0.5, -0.5), xlabel=xlabel)
     axes[0, 0].grid(axis="x", color="#dddddd")

@@ -200,6 +200,9 @@ class Trainer:
                 group["lr"] = rate
             images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
             terms = self.loss(Batch(images, index.to(self.device)), generator)
+            if step == 0 and not (isinstance(terms, dict) and all(term.ndim == 0 for term in terms.values())):
+                raise FerlabError(f"The loss of {config.method} must be a dict of means over the batch, such as "
+                                  '{"cross_entropy": losses.mean()}.')
             values = torch.stack([term.detach().float() for term in terms.values()])
             total = total + values
             if step == 0:
@@ -391,7 +394,8 @@ def own_settings(method: type[Method], changed: Mapping[str, Any] | None = None)
             known = f"its own are {', '.join(found)}" if found else "it has none of its own"
             raise FerlabError(f"The method has no setting own.{key}: {known}.")
         if not _like(value, found[key]):
-            raise FerlabError(f"own.{key} is {value!r}: give a value such as {json.dumps(found[key])}.")
+            kind = "a whole number" if type(found[key]) is int else "a value"
+            raise FerlabError(f"own.{key} is {value!r}: give {kind} such as {json.dumps(found[key])}.")
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
 

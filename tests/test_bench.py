@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from ferlab.bench import (
     read_grid,
     read_results,
     run_grid,
+    summary,
     table,
     tables,
     update_readme,
@@ -128,7 +130,39 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, 
     written = json.loads((tmp_path / "results" / "tiny-plain-wild-symmetric30-3.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     outcome = ferlab("bench", path, "--results", tmp_path / "results")
-    assert outcome.code == 0 and "tiny-plain-wild-symmetric30-3 failed: delete" in outcome.out
+    assert outcome.code == 2 and "tiny-plain-wild-symmetric30-3 failed: delete" in outcome.out
+
+
+def test_results_of_a_method_whose_own_settings_were_others_are_not_taken(tmp_path):
+    grid = {"seeds": [0], "schedules": {"one": {"epochs": 2, "warm_up": 1}}, "methods": {"scn": {"method": "scn"}}}
+    (cell,) = read_grid(grid_file(tmp_path, **grid))
+    made = result() | {"name": cell.name, "options": cell.options, "profile": cell.profile, "rate": cell.rate,
+                       "settings": vars(cell.config()), "method_settings": {"rank_margin": 0.3, "former": 1}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / f"{cell.name}.json").write_text(json.dumps(made))
+    with pytest.raises(FerlabError, match=re.escape("other settings (rank_margin 0.3)")):
+        run_grid(grid_file(tmp_path, **grid), tmp_path / "results", runs_folder=tmp_path / "runs")
+
+
+def test_a_killed_training_is_told_in_one_sentence(tmp_path, monkeypatch):
+    def killed(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("ferlab.bench.ProcessPoolExecutor", Inline)
+    monkeypatch.setattr("ferlab.bench._as_completed", lambda futures, *_: futures)
+    monkeypatch.setattr(Inline, "submit", lambda self, *_: type("Killed", (), {"result": killed})())
+    with pytest.raises(FerlabError, match="was killed.*the same command goes on"):
+        run_grid(grid_file(tmp_path), tmp_path / "results", runs_folder=tmp_path / "runs")
+
+
+def test_a_part_of_a_name_that_no_training_has_is_told(ferlab, tmp_path):
+    outcome = ferlab("bench", grid_file(tmp_path), "--results", tmp_path / "results", "--only", "nothing")
+    assert outcome.code == 2 and "'nothing'" in outcome.err and "tiny-plain" in outcome.err
+
+
+def test_of_equally_good_schedules_the_one_with_more_seeds_is_shown():
+    results = [result(schedule="long"), result(schedule="short"), result(schedule="short", seed=1)]
+    assert [(r["schedule"], r["seed"]) for r in best_schedules(results)] == [("short", 0), ("short", 1)]
 
 
 def test_the_run_of_other_settings_is_no_failure_of_the_method(tmp_path):
@@ -157,7 +191,7 @@ def test_the_workers_of_a_killed_grid_end(tmp_path):
             return False
 
     wait_until(free, 20)  # the training, which has minutes to go, is over
-    assert 1 <= len(run.metrics) < 500 and not (tmp_path / "results").exists()
+    assert 1 <= len(run.metrics) < 500 and not list((tmp_path / "results").iterdir())
 
 
 def grid_process(path):
@@ -195,8 +229,11 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"options": {"trian": 48}}, 'no option "trian".*train'),
     ({"methods": {"x": {"method": "scn", "own": {"margin": 1}}}}, 'line 1: .*no setting own.margin: .*rank_margin'),
     ({"methods": {"x": {"method": "scn", "own": 1}}}, 'line 1: .*own is 1'),
+    ({"methods": {"x": {"method": "drfer", "contrastive": "off"}}}, "line 1: .*contrastive is 'off': give true or"),
+    ({"methods": {"w/o": {"method": "plain"}}}, "line 1: 'w/o' becomes a part of file names"),
+    ({"name": "../x"}, "line 1: '../x' becomes"), ({"schedules": {"": {"epochs": 1}}}, "'' becomes"),
     ({"methods": {"x": {"method": "drfer", "split": "clas"}}}, 'line 1: the method "x" .*split is "clas"'),
-    ({"schedules": {"x": {"epochs": "3"}}}, "schedule \"x\" has .*epochs is '3': give at least 1"),
+    ({"schedules": {"x": {"epochs": "3"}}}, "schedule \"x\" has .*epochs is '3': give a whole number"),
     ({"noise": [["symmetric", "0.3"]]}, "line 1: the rate of symmetric is '0.3'"), ({"seeds": ["a"]}, "seed 'a' is no"),
     ({"seeds": []}, "asks for no training"),
 ])
@@ -207,6 +244,7 @@ def test_what_is_wrong_in_a_grid_file_is_told_with_its_line(tmp_path, changes, t
 
 @pytest.mark.parametrize("change, told", [
     ({"schedules": {"one": {"epochs": 2}}}, "epochs 1"), ({"options": {"train": 20}}, "options {'size': 32"),
+    ({"schedules": {"one": {"epochs": 1, "batch_size": 16}}}, "batch_size "),
 ])
 def test_results_of_a_grid_with_other_settings_are_not_taken_for_its_own(tmp_path, capsys, change, told):
     name = "tiny-plain-one-symmetric30-0"
@@ -214,7 +252,7 @@ def test_results_of_a_grid_with_other_settings_are_not_taken_for_its_own(tmp_pat
             "methods": {"plain": {"method": "plain", "robustness": 0}}}
     (cell,) = read_grid(grid_file(tmp_path, **grid))
     made = result() | {"name": name, "options": cell.options, "profile": "smoke", "rate": 0.3,
-                       "settings": {"method": "plain", "epochs": 1, "robustness": 1}}  # which plain does not obey
+                       "settings": vars(cell.config()) | {"robustness": 1}}  # which plain does not obey
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / f"{name}.json").write_text(json.dumps(made))
     assert run_grid(grid_file(tmp_path, **grid), tmp_path / "results", runs_folder=tmp_path / "runs") == []
@@ -266,7 +304,7 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}'])
 def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
     (tmp_path / "strange.json").write_text(text)
     for reader in (read_results, read_failures, read_audits):
@@ -359,6 +397,27 @@ def test_table_holds_mean_and_interval_of_the_chosen_schedule():
     assert [cell.split(" ")[0] for cell in rows[2][8:11]] == ["85.0", "70.0", "90.0"]
 
 
+def test_the_summary_sets_dr_fer_beside_plain_training_and_the_best_other():
+    parts = {"masked_modelling": True, "contrastive": True, "relabelling": True, "split": "shared"}
+
+    def made(name, settings, **more):
+        return result(name, **more) | {"settings": {"backbone": "small"} | settings}
+
+    plain, scn, rul = {"method": "plain"}, {"method": "scn"}, {"method": "rul"}
+    whole, halved = {"method": "drfer"} | parts, {"method": "drfer"} | parts | {"contrastive": False}
+    results = [
+        made("plain", plain, test=0.80), made("plain", plain, test=0.82, seed=1),
+        made("scn", scn, valid=0.6, test=0.81), made("rul", rul, valid=0.7, test=0.79),  # chosen on valid
+        made("full", whole, test=0.84), made("full", whole, test=0.88, seed=1),
+        made("once", whole, valid=0.9, test=0.99),
+        made("no DCL", halved, valid=0.9, test=0.95), made("plain", plain, test=0.9, noise="none") | {"rate": 0.0},
+        made("plain", plain, test=0.8, noise="asymmetric"),  # nothing of DR-FER
+    ]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary(results).splitlines()[2:]]
+    assert rows == [["rendered (truth), test", "6, small, CPU", "symmetric 30%", "81.0 ± 12.7 (40.5)",
+                     "79.0 (39.5) rul", "**86.0 ± 25.4** (43.0) full", "5.0 ± 12.7", "90.0 (45.0)"]]
+
+
 def test_quoted_numbers_have_a_table_of_their_own():
     rows = {line.split("|")[1].strip(): line for line in quoted_table(quoted(QUOTED)).splitlines()}
     titles = [cell.strip() for cell in rows["quoted, not measured here"].split("|")[1:-1]]
@@ -379,7 +438,8 @@ def test_tables_mark_what_a_cpu_trained_in_half_precision():
 
 def test_readme_quotes_the_recorded_results_and_nothing_else():
     text = (ROOT / "README.md").read_text()
-    for name, made in (("results", tables(read_results(ROOT / "benchmarks" / "results"))),
+    measured = read_results(ROOT / "benchmarks" / "results")
+    for name, made in (("summary", summary(measured)), ("results", tables(measured)),
                        ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit"))),
                        ("quoted", quoted_table(quoted(QUOTED)))):
         assert text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].strip() == made.strip()

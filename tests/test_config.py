@@ -18,6 +18,8 @@ from ferlab.errors import FerlabError
     ("learning_rate", 0), ("learning_rate", float("nan")), ("backbone", "vgg"), ("augmentation", -1.0),
     ("warm_up", -1), ("contrastive_temperature", 0), ("contrastive_count", 0), ("label_smoothing", 1.5),
     ("seed", -1), ("seed", 2**32), ("local_dimensions", -4),
+    ("contrastive", "off"), ("aligned", 1), ("epochs", 2.5), ("epochs", "3"), ("epochs", True), ("top_k", 2.5),
+    ("learning_rate", "fast"), ("weights", 3), ("own", 3), ("method", None),
     ("average_epochs", -1.0), ("sharpness", -1.0), ("mask_weight", float("nan")), ("relabel_weight", -1.0),
 ])
 def test_settings_out_of_range_are_refused_by_name(setting, value):

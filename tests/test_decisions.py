@@ -39,6 +39,26 @@ def rows_on_disk(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("text", ['{"truth": [0, 1]}', "name,label", "time,name\n", "\n"])
+def test_a_file_of_another_kind_is_told_and_stays_as_it_is(tmp_path: Path, text: str):
+    path = tmp_path / "labels.csv"
+    log = DecisionLog(path)
+    path.write_text(text)
+    for use in (lambda: DecisionLog(path), lambda: log.append("a.png", "sad", "keep")):
+        with pytest.raises(FerlabError, match="is not a log of decisions"):
+            use()
+        assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "time,na", "time,name,given,decision,label",
+                                  "time,name,given,decision,label\n2026"])
+def test_a_log_whose_writer_died_in_its_first_row_goes_on(tmp_path: Path, text: str):
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    DecisionLog(path).append("a.png", "sad", "keep")
+    assert [row["name"] for row in rows_on_disk(path)] == ["a.png"]
+
+
 def test_a_decision_is_on_disk_when_append_returns(tmp_path: Path):
     log = DecisionLog(tmp_path / "deeper" / "log.csv")
     for number in range(3):

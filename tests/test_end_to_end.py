@@ -245,6 +245,11 @@ def test_corrected_labels_reach_the_faces_held_out_and_their_scores(ferlab, tmp_
         expected = [named[name] for name in getattr(kept, split).names]
         assert scores["against"] == "given" and "against the given labels" in outcome.out and scores["faces"] == count
         assert scores["counts"] == {name: expected.count(name) for name in faces.classes}
+    outcome = ferlab("evaluate", "--run", run, "--root", tmp_path / "parts", "--split", "train")
+    assert outcome.code == 2 and "parts" in outcome.err  # now empty
+    apart = write_toy_faces(tmp_path / "apart", {"train": 5})  # other faces: neither a holdout nor labels are theirs
+    outcome = ferlab("evaluate", "--run", run, "--root", apart, "--split", "train")
+    assert outcome.code == 0 and "15 faces" in outcome.out
     file.write_text("name,label\nnobody.png," + faces.classes[0] + "\n")
     told = ferlab(*command[:-1], tmp_path / "other")
     assert told.code == 2 and "nobody.png, which is none of" in told.err

@@ -313,7 +313,7 @@ def test_every_control_filters(widget: Explorer):
         control.value = value
         assert check(), control.description
         assert not widget.message.value
-        assert f"{len(view.rows):,} shown" in widget.summary.value
+        assert f"{len(view.rows):,} in the list" in widget.summary.value
     assert widget.gallery.chosen == -1 and widget.accept.disabled and widget.picture.layout.display == "none"
     widget.decided.value = "any"
     assert widget.gallery.chosen == view.row and not widget.accept.disabled

@@ -115,6 +115,10 @@ def test_command_predicts_draws_and_goes_on_after_a_bad_photo(
         assert sum(face["probability"].values()) == pytest.approx(1, abs=1e-5)
     folder = ferlab("predict", tmp_path, "--model", run)  # all photos that lie in it
     assert folder.code == 2 and "broken.jpg" in folder.err and folder.out == ended.out
+    before = (tmp_path / "party.png").read_bytes()
+    same = ferlab("predict", tmp_path, "--model", run, "--out", tmp_path)
+    assert same.code == 2 and "holds the photos themselves" in same.err
+    assert (tmp_path / "party.png").read_bytes() == before
     empty = ferlab("predict", run)
     assert empty.code == 2 and "no photos" in empty.err
     whole = ferlab("predict", tmp_path / "party.png", "--model", run, "--whole")
