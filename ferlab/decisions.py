@@ -79,7 +79,7 @@ class DecisionLog:
         """
         if decision not in (*KINDS, "undo"):
             raise FerlabError(f'There is no decision "{decision}": choose one of {", ".join(KINDS)} and undo.')
-        if self.path.exists():
+        if self.path.is_file():
             self.refresh()  # a file of another kind is told, and stays as it is
         row = Decision(datetime.now(timezone.utc).isoformat(timespec="microseconds"), name, given, decision, label)
         text = io.StringIO()
