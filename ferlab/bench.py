@@ -273,7 +273,7 @@ def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list
                     raise FerlabError("A training was killed, by hand or for want of memory: the same command goes on "
                                       "from its last epoch; fewer --jobs need less memory.") from error
                 except Exception:
-                    pool.shutdown(wait=False, cancel_futures=True)  # tell it now, not when the others have trained
+                    pool.shutdown(wait=False, cancel_futures=True)  # those that run end, those that wait do not begin
                     raise
                 if result is None:
                     continue
