@@ -741,6 +741,9 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
         base = places[split] and f"{places[split]}/"
         for kind in kinds[places[split]]:
             images = files.files(base + kind, IMAGE_ENDINGS)
+            if deeper := files.folders(base + kind):
+                warnings.warn(f"{files.root}/{base}{kind}/{deeper[0]} is a folder in a class's folder, and passed "
+                              "over: put its images beside the others.", stacklevel=4)
             names += [f"{kind}/{image}" for image in images]
             labels += [classes.index(alias[kind if kind in alias else kind.lower()])] * len(images)
         found.append(_rows(files, ask.name, split, base, names, np.array(labels), classes=classes))

@@ -353,6 +353,13 @@ def test_folder(root):
         benchmarks.load("folder", root)
 
 
+def test_folders_below_a_class_are_told(root):
+    fakes.folders(root, ["train"])
+    (root / "train/merry/more").mkdir()
+    with pytest.warns(UserWarning, match="train/merry/more is a folder in a class's folder, and passed over"):
+        assert lengths(benchmarks.load("folder", root, size=32)) == [4, None, None]
+
+
 def test_folders_of_classes_alone_are_training_faces(root):
     fakes.folders(root, ["train"])
     for each in (root / "train", fakes.zipped(root / "train")):
