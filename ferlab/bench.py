@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from ferlab.config import PROFILES, Config, profile
 from ferlab.errors import BusyError, FerlabError, OtherRunError
-from ferlab.runs import Run, write_json, write_whole
+from ferlab.runs import Run, json_object, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -78,7 +78,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     """
     from ferlab import benchmarks, comparators
     from ferlab.data import NOISE_KINDS
-    from ferlab.training import method_class, own_settings
+    from ferlab.training import own_settings
 
     try:
         text = path.read_text()
@@ -129,8 +129,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         if type(cell.seed) is not int:
             raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
         try:
-            config = cell.config()
-            own_settings(method_class(config.method), config.own)
+            own_settings(cell.config())
         except (FerlabError, TypeError) as error:
             raise FerlabError(f'{line(cell.method, "methods")}: the method "{cell.method}" with the schedule '
                               f'"{cell.schedule}" has a value that does not fit: {error}') from error
@@ -165,7 +164,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "profile": cell.profile, "settings": vars(settings),
-        "method_settings": training.own_settings(training.method_class(settings.method), settings.own),
+        "method_settings": training.own_settings(settings),
         "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}
@@ -223,12 +222,16 @@ def run_grid(
 ) -> list[str]:
     """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run here.
 
-    only: cells whose name contains it. Raises FerlabError for a file that is no grid, and for results that were made
-    when the grid had other settings.
+    only: cells whose name contains it. Raises FerlabError for a file that is no grid, where no name contains ``only``,
+    and for results that were made when the grid had other settings.
     """
     results = Path(results)
     results.mkdir(parents=True, exist_ok=True)  # before hours of work: a place that cannot be written to
-    cells = [cell for cell in read_grid(Path(path), root) if only in cell.name]
+    every = read_grid(Path(path), root)
+    cells = [cell for cell in every if only in cell.name]
+    if not cells:
+        raise FerlabError(f"No training of {path} has {only!r} in its name: give --only a part of one, such as "
+                          f"{every[0].name!r}.")
     if made := _made_before(cells, results):
         print(f"{len(made)} results are in {results} already", flush=True)
         for name in (result["name"] for result in made if "failed" in result):
@@ -243,15 +246,14 @@ def run_grid(
 
 def _made_before(cells: list[Cell], results: Path) -> list[dict]:
     """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
-    from ferlab.training import method_class, own_settings
+    from ferlab.training import own_settings
 
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
         result, config = made[cell.name], cell.config()
         was = [f"{key} {result[key]}" for key in ("data", "options", "profile", "rate")
                if result[key] != getattr(cell, key)]
-        own = {key: json.loads(json.dumps(value))
-               for key, value in own_settings(method_class(config.method), config.own).items()}
+        own = json.loads(json.dumps(own_settings(config)))
         for then, now in ((result["settings"], _obeyed(vars(config))), (result.get("method_settings", {}), own)):
             was += [f"{key} {then[key]}" for key in now if key in then and then[key] != now[key]]
         if was:
@@ -340,6 +342,21 @@ def where(result: dict) -> tuple[str, int, str, str]:
     return result["data"], result["faces"]["train"], result["profile"], result["environment"]["device"].split(",")[0]
 
 
+def machine(device: str) -> str:
+    """A device in a word: "CPU", or a GPU's model, such as "H100"."""
+    return device.removeprefix("NVIDIA ").split()[0]
+
+
+def noise_name(noise: str, rate: float) -> str:
+    """A kind of noise with its rate, where it has one."""
+    return f"{noise} {rate:.0%}" if rate else noise
+
+
+def shown_split(results: list[dict]) -> str:
+    """The split whose scores are shown: test, or valid where that is held back."""
+    return "test" if all("test" in r["scores"] for r in results) else "valid"
+
+
 def read_results(folder: str | Path) -> list[dict]:
     """All results of a folder and of those in it, one for each kind of machine, without those that failed.
 
@@ -363,8 +380,8 @@ def _read_all(folder: str | Path, key: str = "name", pattern: str = "*.json") ->
     records = []
     for path in sorted(Path(folder).glob(pattern)):
         try:
-            record = json.loads(path.read_text())
-            if not isinstance(record, dict) or key not in record or (key == "name" and not RESULT & record.keys()):
+            record = json_object(path.read_text())
+            if key not in record or (key == "name" and not RESULT & record.keys()):
                 raise ValueError(f"no {key}")
             records.append(record)
         except (OSError, ValueError) as error:
@@ -482,7 +499,7 @@ def table(results: list[dict], split: str) -> str:
         splits = [[e["split"] for e in r["epochs"] if "split" in e][-1:] for r in mine]
         found = [s for last in splits for s in last]
         cells = [
-            f"{data} ({rule})", f"{noise} {rate:.0%}" if rate else noise, method, mine[0]["schedule"], str(len(mine)),
+            f"{data} ({rule})", noise_name(noise, rate), method, mine[0]["schedule"], str(len(mine)),
             _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
             *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "recovered", "right_after")),
             f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
@@ -498,7 +515,7 @@ def tables(results: list[dict]) -> str:
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
         data, faces, profile, device = place
-        split = "test" if all("test" in r["scores"] for r in mine) else "valid"
+        split = shown_split(mine)
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
         parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch; "
                      "of several schedules the one that was best on valid; minutes as trained"
@@ -557,7 +574,7 @@ def summary(results: list[dict]) -> str:
     chosen = best_schedules(results)
     for place in sorted({where(r) for r in chosen}):
         here = [r for r in chosen if where(r) == place]
-        split = "test" if all("test" in r["scores"] for r in here) else "valid"
+        split = shown_split(here)
         for noise, rate in sorted({(r["noise"], r["rate"]) for r in here}):
             groups: dict[str, list[dict]] = {}
             for r in here:
@@ -576,8 +593,8 @@ def summary(results: list[dict]) -> str:
             ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
             cells = [
                 f"{place[0]} ({plain[0]['rule']}), {split}",
-                f"{place[1]:,}, {plain[0]['settings']['backbone']}, {place[3].removeprefix('NVIDIA ').split()[0]}",
-                f"{noise} {rate:.0%}" if rate else noise,
+                f"{place[1]:,}, {plain[0]['settings']['backbone']}, {machine(place[3])}",
+                noise_name(noise, rate),
                 *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
                   for mine in three),
                 _percent(gains), _score(ceiling, split) if ceiling else "-",

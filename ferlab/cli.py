@@ -122,11 +122,10 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     """
     config, ignored = settings_of(profile_, method, seed, settings)
     if show_settings:
-        from ferlab.training import method_class, own_settings
+        from ferlab.training import own_settings
 
-        own = own_settings(method_class(config.method), config.own)
         shown = {key: value for key, value in vars(config).items() if key != "own"}
-        shown |= {f"own.{key}": json.dumps(value) for key, value in own.items()}
+        shown |= {f"own.{key}": json.dumps(value) for key, value in own_settings(config).items()}
         click.echo("\n".join(f"{key}={value}" for key, value in shown.items()))
         return
     if noise is None and noise_rate is not None:
@@ -206,13 +205,13 @@ def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[st
 
     Raises FerlabError for what does not fit, a method that does not exist among it.
     """
-    from ferlab.training import method_class, own_settings
+    from ferlab.training import own_settings
 
     chosen: dict[str, Any] = {}
     for name, value in map(parse_setting, texts):
         chosen[name] = chosen.get(name, {}) | value if name == "own" else value
     config = profile(profile_, **{"method": method, "seed": seed, **chosen})
-    own_settings(method_class(config.method), config.own)
+    own_settings(config)
     vain = [name for name in chosen if name in DRFER_ONLY and config.method != "drfer"]
     return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
 
@@ -312,7 +311,7 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     name = name or former.get("data")
     if name is None:
         raise FerlabError(f"{directory} does not tell its data set: give --data NAME.")
-    if not (isinstance(former.get("options", {}), dict) and isinstance(former.get("holdout", 0.0), int | float)):
+    if not runs.tells_data(former):
         raise FerlabError(f"{directory}/data.json is damaged: delete it, and give --data and --root.")
     # another folder of one's own images is another data set, whatever the name
     moved = root is not None and runs.absolute(root) != former.get("root")
@@ -710,12 +709,9 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
     """
     from ferlab.bench import read_failures, read_grid, run_grid
 
-    cells = [cell.name for cell in read_grid(grid, root) if only in cell.name]
-    if not cells:
-        raise FerlabError(f"No training of {grid} has {only!r} in its name: give --only a part of one, such as "
-                          f"{read_grid(grid, root)[0].name!r}.")
     run_grid(grid, results, root, "runs", jobs, only)
-    if failed := sorted(read_failures(results).keys() & set(cells)):
+    cells = {cell.name for cell in read_grid(grid, root) if only in cell.name}
+    if failed := sorted(read_failures(results).keys() & cells):
         raise FerlabError(f"{len(failed)} of {len(cells)} trainings failed, {results} tells why: {', '.join(failed)}.")
 
 

@@ -42,7 +42,7 @@ from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
 from ferlab.retrieval import class_average_precision, nearest_neighbours, retrieval_margin
-from ferlab.runs import Run, json_object
+from ferlab.runs import Run, json_object, tells_data
 
 SIDE = 72  # pixels of a thumbnail
 # what a served page may load: Voila's template asks others for icons, which the explorer does not use
@@ -197,14 +197,13 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
     seed = None if _is_audit(directory) else Run.open(directory).config.seed
     try:
         record = json_object((directory / "data.json").read_text())
-        options, root = record.get("options", {}), root or record.get("root")
-        if not (isinstance(options, dict) and isinstance(root, str | Path | None)):
-            raise ValueError("options or root")
+        if not tells_data(record):
+            raise ValueError("root, options or holdout")
     except FileNotFoundError:
-        record, options = {}, {}
+        record = {}
     except ValueError as error:
         raise FerlabError(f"{directory / 'data.json'} is damaged: make the run or the audit again.") from error
-    name = name or record.get("data")
+    name, root = name or record.get("data"), root or record.get("root")
     if name is None:
         raise FerlabError(f"{directory} does not tell its data set, as it was not made by ferlab train or audit: open "
                           "it in Python, with explorer.open_run(directory, faces).")
@@ -213,7 +212,7 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
         name, root, rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
         holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
         noise_seed=record.get("noise_seed", seed or 0), splits=benchmarks.SPLITS if holdout else (split,),
-        progress=progress, **options)
+        progress=progress, **record.get("options", {}))
     if record.get("labels"):
         path = directory / "labels.csv"
         loaded = relabelled(loaded, read_labels(path), path, split, holdout)

@@ -65,6 +65,12 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+def tells_data(record: dict[str, Any]) -> bool:
+    """Whether what a run's data.json holds can be of ferlab: its root, its options and its holdout, where they are."""
+    return (isinstance(record.get("root"), str | None) and isinstance(record.get("options", {}), dict)
+            and isinstance(record.get("holdout", 0.0), int | float))
+
+
 def write_json(path: Path, value) -> None:
     """``value`` as JSON in ``path``, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class Method(nn.Module):
     def __init__(self, config: Config, train: FaceSet):
         super().__init__()
         self.config = config
-        for name, value in own_settings(type(self), config.own).items():
+        for name, value in own_settings(config).items():
             setattr(self, name, value)
         self.faces = train
         self.num_classes = len(train.classes)
@@ -379,17 +379,18 @@ def method_class(name: str) -> type[Method]:
     raise FerlabError(f"{module.__file__} has no method: write a subclass of training.Method there.")
 
 
-def own_settings(method: type[Method], changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a comparator has beside the settings of all methods, such as lambda: numbers, and tuples of them.
+def own_settings(config: Config) -> dict[str, Any]:
+    """What the method has beside the settings of all methods, such as lambda: numbers, and tuples of them.
 
-    They are the constants of its class, some of them ``changed`` (``Config.own``). Raises FerlabError for a change of
-    what it does not have, and for a value of another kind.
+    They are the constants of a comparator's class, some of them changed by ``config.own``. Raises FerlabError for a
+    method that does not exist, for a change of what it does not have, and for a value of another kind.
     """
-    owners = [owner for owner in reversed(method.__mro__) if owner.__module__.startswith("ferlab.comparators.")]
+    owners = [owner for owner in reversed(method_class(config.method).__mro__)
+              if owner.__module__.startswith("ferlab.comparators.")]
     fixed = {key for owner in owners if owner.__module__.endswith("._parts") for key in vars(owner)}
     found = {key: value for owner in owners for key, value in vars(owner).items()
              if not key.startswith("_") and key not in fixed and isinstance(value, int | float | tuple)}
-    for key, value in (changed or {}).items():
+    for key, value in config.own.items():
         if key not in found:
             known = f"its own are {', '.join(found)}" if found else "it has none of its own"
             raise FerlabError(f"The method has no setting own.{key}: {known}.")

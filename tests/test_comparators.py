@@ -93,8 +93,9 @@ def test_each_resumes_as_if_unbroken_and_never_sees_the_truth(tmp_path, monkeypa
 
 def test_settings_of_their_own_are_told_and_changed():
     eac = method_class("eac")
-    assert own_settings(eac) == {"consistency_weight": 5.0, "erased_area": (0.02, 0.25), "erased_share": 0.5}
-    assert own_settings(method_class("plain")) == own_settings(method_class("drfer")) == {}
+    assert own_settings(settings(method="eac")) == {
+        "consistency_weight": 5.0, "erased_area": (0.02, 0.25), "erased_share": 0.5}
+    assert own_settings(settings(method="plain")) == own_settings(settings(method="drfer")) == {}
     config = settings(method="eac", own={"erased_area": [0.1, 0.3], "consistency_weight": 2})
     method = eac(config, bars())
     assert (method.erased_area, method.consistency_weight, method.erased_share) == ((0.1, 0.3), 2, 0.5)
@@ -109,7 +110,7 @@ def test_settings_of_their_own_are_told_and_changed():
 ])
 def test_settings_of_their_own_that_do_not_fit_are_told(name: str, own: dict, told: str):
     with pytest.raises(FerlabError, match=told) as error:
-        own_settings(method_class(name), own)
+        own_settings(settings(method=name, own=own))
     assert next(iter(own)) in str(error.value)
 
 
