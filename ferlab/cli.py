@@ -291,13 +291,16 @@ def percent(share: float | None) -> str:
 @click.option("--against", type=click.Choice(["reference", "given"]), default="reference", show_default=True,
               help="Labels to score against: the reference where there is one, or those that the data set gives "
                    "(without the noise of a training, but with its --labels).")
+@click.option("--labels", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="CSV of name,label: score against these labels of the split's faces, as ferlab data "
+                   "apply-decisions writes them after an audit of the split.")
 @click.option("--mirror/--no-mirror", default=True, show_default=True,
               help="Average over each face and its mirror image; papers mostly do not.")
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write all scores there.")
 def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
              progress: bool | None, directory: str, split: str, holdout: float | None, against: str,
-             mirror: bool, report: Path | None) -> None:
+             labels: Path | None, mirror: bool, report: Path | None) -> None:
     """Score a run on a split of a data set.
 
     Data set, root and rule are the run's unless told otherwise. Only the split's own files need to be on disk.
@@ -333,6 +336,8 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
         there = [name for name, faces in splits._asdict().items() if faces is not None]
         has = f": it has {' and '.join(there)}" if there else ""
         raise FerlabError(f"{root or name} has no {split} faces{has}.")
+    if labels is not None:
+        faces, against = decisions.with_labels(faces, decisions.read_labels(labels), labels), "given"
     result = score(trained, faces, against=against, mirror=mirror)
     if report is not None:
         runs.write_json(report, result)
@@ -349,7 +354,7 @@ def scores_table(result: dict[str, Any]) -> str:
     views = "each with its mirror image" if result["mirror"] else "as they are"
     lines = [
         f"{result['data']} {result['split']}{rule}, {result['faces']:,} faces, {views}, "
-        f"against the {result['against']} labels",
+        f"against the {result['against']} labels" + f" ({result['noise']})" * bool(result["noise"]),
         f"accuracy {percent(result['accuracy'])}   mean-class accuracy {percent(result['mean_class_accuracy'])}   "
         f"macro-F1 {percent(result['macro_f1'])}",
     ]

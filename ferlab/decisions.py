@@ -246,7 +246,7 @@ def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "T
     changed, soft = new != faces.labels, faces.label_distribution
     if soft is not None:
         soft = np.where(changed[:, None], np.eye(len(faces.classes), dtype=soft.dtype)[new], soft)
-    text = f"{int(changed.sum()):,} labels changed by a file"
+    text = f"labels changed by a file: {int(changed.sum()):,}"
     return replace(faces, labels=new, label_distribution=soft,
                    noise=f"{faces.noise}; {text}" if faces.noise else text)
 

@@ -31,11 +31,11 @@ def evaluate(
     against: "reference", the truth where there is one and else the given labels; or "given", the given labels.
     mirror: average over each face and its mirror image, as all numbers of this project are; papers mostly do not.
 
-    Returns data, split, rule, against (what there was), mirror, classes, accuracy, mean_class_accuracy, macro_f1,
-    recall, counts, confusion_matrix (rows = true class), faces, note, skipped (names of the images that could not be
-    read), run (settings, data, environment) and environment; and, where raters' votes are known, divergence: the mean
-    Jensen-Shannon divergence of the outputs from the votes, in bits, lower = nearer; and by_agreement
-    (``metrics.by_agreement``).
+    Returns data, split, rule, against (what there was), noise (how the given labels were changed), mirror, classes,
+    accuracy, mean_class_accuracy, macro_f1, recall, counts, confusion_matrix (rows = true class), faces, note, skipped
+    (names of the images that could not be read), run (settings, data, environment) and environment; and, where raters'
+    votes are known, divergence: the mean Jensen-Shannon divergence of the outputs from the votes, in bits, lower =
+    nearer; and by_agreement (``metrics.by_agreement``).
 
     Raises FerlabError where fewer than two classes match or no face is left.
     """
@@ -60,7 +60,7 @@ def evaluate(
     probabilities = probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-12)
 
     result = {"data": faces.dataset, "split": faces.split, "rule": faces.rule,
-              "against": "given" if faces.truth is None else against,
+              "against": "given" if faces.truth is None else against, "noise": faces.noise,
               "mirror": mirror, "classes": list(shared)} | metrics.classification(probabilities, labels, shared)
     votes = faces.votes if faces.label_distribution is None else faces.label_distribution
     if votes is not None:

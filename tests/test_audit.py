@@ -219,7 +219,7 @@ def test_the_command(ferlab, toy_faces, tmp_path):
     corrected = tmp_path / "corrected.csv"
     (tmp_path / "suggested.csv").rename(corrected)
     again = ferlab(*command[:-1], tmp_path / "again", "--labels", corrected)
-    assert again.code == 0 and f"{len(suggested)} labels changed by a file" in again.out
+    assert again.code == 0 and f"labels changed by a file: {len(suggested)}" in again.out
     assert "ferlab train --labels" in outcome.out and "ferlab train --labels" not in again.out  # that would undo them
     corrected.unlink()  # the audit keeps a copy
     faces = judged_faces(tmp_path / "again")

@@ -193,7 +193,7 @@ def test_faces_not_listed_keep_their_labels():
     new = with_labels(faces, {"b.png": "calm", "c.png": "sad"})
     assert new.labels.tolist() == [0, 0, 2, 0] and new.truth.tolist() == [0, 0, 2, 1]
     assert new.label_distribution.tolist() == [soft[0].tolist(), [1, 0, 0], soft[2].tolist(), soft[3].tolist()]
-    assert new.noise == "symmetric; 1 labels changed by a file"
+    assert new.noise == "symmetric; labels changed by a file: 1"
     unnamed = face_set(None)
     assert face_names(unnamed).tolist() == ["0", "1", "2", "3"]
     assert with_labels(unnamed, {"3": "glad"}).labels.tolist() == [0, 1, 2, 1]

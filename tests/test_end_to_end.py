@@ -245,6 +245,14 @@ def test_corrected_labels_reach_the_faces_held_out_and_their_scores(ferlab, tmp_
         expected = [named[name] for name in getattr(kept, split).names]
         assert scores["against"] == "given" and "against the given labels" in outcome.out and scores["faces"] == count
         assert scores["counts"] == {name: expected.count(name) for name in faces.classes}
+    other = next(name for name in faces.classes if name != expected[0])
+    write_labels(file, {kept.valid.names[0]: other})  # corrected once more, that of a held out face
+    outcome = ferlab("evaluate", "--run", run, "--split", "valid", "--labels", file, "--json", tmp_path / "scores.json")
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["counts"] == {name: [other, *expected[1:]].count(name) for name in faces.classes}
+    assert "labels changed by a file: 1)" in outcome.out
+    outcome = ferlab("evaluate", "--run", run, "--split", "train", "--labels", file)
+    assert outcome.code == 2 and str(kept.valid.names[0]) in outcome.err  # no training face
     outcome = ferlab("evaluate", "--run", run, "--root", tmp_path / "parts", "--split", "train")
     assert outcome.code == 2 and "parts" in outcome.err  # now empty
     apart = write_toy_faces(tmp_path / "apart", {"train": 5})  # other faces: neither a holdout nor labels are theirs
