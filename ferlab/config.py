@@ -44,12 +44,16 @@ class Config:
     label_smoothing: float = 0.0  # of cross-entropy, so not before DR-FER's first split if robustness > 0
     precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 where the hardware has it (GPUs, CPUs with AMX)
     augmentation: float = 0.6  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
+    views: int = 1  # of each face in a batch, each augmented by a draw of its own
 
     # masked image modelling
     masked_modelling: bool = True
     mask_weight: float = 0.1
     mask_ratio: float = 0.5
     mask_share: float = 0.25  # share of the batch that a masked copy is made of
+
+    # consistency of a face's views (ours)
+    consistency_weight: float = 0.0
 
     # split into clean and noisy
     split: Literal["class", "shared", "off"] = "shared"
@@ -96,6 +100,9 @@ class Config:
                     raise FerlabError(f"{name} is {value!r}: give {words}.")
         if self.size % 16 or self.size < 32:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
+        if self.consistency_weight and self.views < 2:
+            raise FerlabError(f"consistency_weight is {self.consistency_weight}, but there is nothing to compare: give "
+                              "views=2, or more.")
         if self.local_dimensions % self.attention_maps:
             raise FerlabError(
                 f"local_dimensions is {self.local_dimensions}: give a multiple of {self.attention_maps} attention_maps."
@@ -173,11 +180,11 @@ AFTER_WARM_UP = (
 )
 
 # what no other method obeys
-DRFER_ONLY = {*AFTER_WARM_UP, "masked_modelling", "mask_weight", "mask_ratio", "mask_share", "restarts", "robustness",
-              "smooth_collections"} - {"epochs"}
+DRFER_ONLY = {*AFTER_WARM_UP, "masked_modelling", "mask_weight", "mask_ratio", "mask_share", "consistency_weight",
+              "restarts", "robustness", "smooth_collections"} - {"epochs"}
 
 RANGES = [
-    (("epochs", "batch_size", "interval", "attention_maps", "local_dimensions", "smooth_collections"),
+    (("epochs", "batch_size", "views", "interval", "attention_maps", "local_dimensions", "smooth_collections"),
      lambda v: v >= 1, "at least 1"),
     (("seed",), lambda v: 0 <= v < 2**32, "a whole number from 0 to 2^32 - 1"),
     (("top_k",), lambda v: v is None or v >= 1, "at least 1, or None for the whole gallery"),
@@ -188,7 +195,7 @@ RANGES = [
     (("learning_rate", "contrastive_count", "contrastive_temperature", "temperature"),
      lambda v: 0 < v < inf, "a positive number"),
     (("weight_decay", "augmentation", "average_epochs", "sharpness", "mask_weight", "contrastive_weight",
-      "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
+      "consistency_weight", "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
 ]
 
 _drfer = Config(label_smoothing=0.1)  # the others: none

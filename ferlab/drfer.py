@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, Literal
@@ -57,6 +58,18 @@ def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tens
     return -(targets * torch.expm1(q * log_p) / q).sum(1).mean()
 
 
+def disagreement(logits: Tensor, views: int) -> Tensor:
+    """Mean over the faces of the Jensen-Shannon divergence of the answers to their views, in nats, 0 = all alike.
+
+    logits: [views * B, C], of the first view of every face, then of the second, and so on. A wrong label is learned by
+    heart from what is special in one image, which the next view of it lacks (ours; as a loss, Hendrycks et al., AugMix,
+    ICLR 2020; with wrong labels, Englesson and Azizpour, NeurIPS 2021).
+    """
+    log_p = F.log_softmax(logits.float(), dim=1).unflatten(0, (views, -1))
+    log_mean = log_p.logsumexp(0) - math.log(views)
+    return (log_p.exp() * (log_p - log_mean)).sum(2).mean()
+
+
 def soft_labels(config: Config, precision: Tensor, probability: Tensor, given: Tensor, confusion: Tensor) -> Tensor:
     """What faces look like by their average precisions [B, C], rows [B, C] that sum to 1; and, by Bayes' rule, to the
     network, ``probability`` [B, C], and to those who gave the labels, int [B], with a known confusion [C, C]."""
@@ -86,7 +99,8 @@ def with_given(
 
 
 class DRFERMethod(Method):
-    """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean).
+    """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean), and, if
+    asked for, consistency_weight * ``disagreement`` (ours).
 
     Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
 
@@ -147,6 +161,8 @@ class DRFERMethod(Method):
             robust = generalised_cross_entropy(features.logits, targets, config.robustness)
             cross_entropy = torch.where(self.split_made, cross_entropy, robust)
         terms = {"cross_entropy": cross_entropy}
+        if config.consistency_weight:
+            terms["consistency"] = config.consistency_weight * disagreement(features.logits, config.views)
         if config.masked_modelling:
             terms["masked_modelling"] = config.mask_weight * self.masked_modelling(network, batch.images, generator)
         given, clean = self.given[batch.index], (~self.noisy[batch.index]).float()

@@ -31,7 +31,10 @@ from ferlab.runs import Run, environment, write_json
 
 @dataclass
 class Batch:
-    """images: float [B, 3, size, size], augmented and standardised; index: int [B], rows of the training set."""
+    """images: float [B, 3, size, size], augmented and standardised; index: int [B], rows of the training set.
+
+    With several ``views`` of each face B counts them all: the first view of every face, then the second, and so on.
+    """
 
     images: Tensor
     index: Tensor
@@ -198,8 +201,9 @@ class Trainer:
             rate = self.learning_rate((self.epoch + step / self.steps_per_epoch - start) / (end - start))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            images = augment(images, config.augmentation, generator).contiguous(memory_format=torch.channels_last)
-            terms = self.loss(Batch(images, index.to(self.device)), generator)
+            views = [augment(images, config.augmentation, generator) for _ in range(config.views)]
+            images = torch.cat(views).contiguous(memory_format=torch.channels_last)
+            terms = self.loss(Batch(images, index.to(self.device).repeat(config.views)), generator)
             if step == 0 and not (isinstance(terms, dict) and all(term.ndim == 0 for term in terms.values())):
                 raise FerlabError(f"The loss of {config.method} must be a dict of means over the batch, such as "
                                   '{"cross_entropy": losses.mean()}.')

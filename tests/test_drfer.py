@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from test_training import bars, settings, weights
 
+from ferlab import metrics
 from ferlab.confusion import label_posterior
 from ferlab.data import Splits
-from ferlab.drfer import DRFERMethod, generalised_cross_entropy, split_epochs
+from ferlab.drfer import DRFERMethod, disagreement, generalised_cross_entropy, split_epochs
 from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
 from ferlab.retrieval import class_average_precision, relabel
@@ -75,6 +76,31 @@ def test_generalised_cross_entropy_is_the_published_one():
     certain = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)  # p = 0 for the label, as far as floats go
     generalised_cross_entropy(certain, torch.tensor([[0.0, 1.0, 0.0]]), 0.5).backward()
     assert certain.grad.isfinite().all()
+
+
+def test_disagreement_is_the_jensen_shannon_divergence_of_views():
+    logits = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    p = logits.softmax(2).numpy()
+    two = metrics.jensen_shannon(p[0], p[1]).mean() * math.log(2)  # from bits
+    assert disagreement(logits[:2].flatten(0, 1), 2).item() == pytest.approx(two, rel=1e-5)
+    mean = p.mean(0)
+    three = (p * np.log(p / mean)).sum(2).mean()
+    assert disagreement(logits.flatten(0, 1), 3).item() == pytest.approx(three, rel=1e-5)
+    assert disagreement(logits[0].repeat(3, 1), 3).item() == pytest.approx(0, abs=1e-6)
+    certain = torch.tensor([[200.0, 0.0], [0.0, 200.0]], requires_grad=True)
+    assert disagreement(certain, 2).item() == pytest.approx(math.log(2))
+    disagreement(certain, 2).backward()
+    assert certain.grad.isfinite().all()
+
+
+def test_views_of_a_face_are_told_to_agree():
+    alone, asked = prepared()[0], prepared(views=2, consistency_weight=5)[0]
+    assert "consistency" not in terms(alone)
+    two = terms(asked)["consistency"]
+    asked.config = asked.method.config = asked.config.replace(consistency_weight=10)
+    assert terms(asked)["consistency"].item() == pytest.approx(2 * two.item(), rel=1e-5) and two > 0
+    with pytest.raises(FerlabError, match="nothing to compare: give views=2"):
+        settings(consistency_weight=5)
 
 
 def test_robust_loss_until_the_first_split_then_cross_entropy():

@@ -44,7 +44,7 @@ def runs(toy_faces: Path, tmp_path_factory: pytest.TempPathFactory):
     return train
 
 
-SETTINGS = {"drfer": ("epochs=3", "warm_up=1"), "scn": ("epochs=2",),
+SETTINGS = {"drfer": ("epochs=3", "warm_up=1"), "scn": ("epochs=2", "views=2"),
             "rul": ("epochs=2",)}  # which has batch statistics of embeddings, too
 SETTINGS = {method: (*own, "batch_size=16", "precision=float32") for method, own in SETTINGS.items()}
 

@@ -122,6 +122,24 @@ def test_it_learns_what_anyone_can_tell(method):
     assert [record["epoch"] for record in trainer.records] == [1, 2, 3, 4, 5, 6]
 
 
+def test_views_of_a_face_lie_in_one_batch(monkeypatch):
+    seen = []
+
+    def loss(self, network, batch, generator):
+        seen.append(batch)
+        return {"cross_entropy": self.cross_entropy(network(batch.images).logits, self.targets[batch.index])}
+
+    monkeypatch.setattr(Method, "loss", loss)
+    trainer = train(settings(epochs=1, batch_size=16, views=3, augmentation=1.0), Splits(bars(32), None, None))
+    assert len(seen) == trainer.steps_per_epoch == 2
+    for batch in seen:
+        assert batch.images.shape[0] == 48
+        first, second, third = batch.index.view(3, 16)
+        assert torch.equal(first, second) and torch.equal(first, third) and len(first.unique()) == 16
+        views = batch.images.reshape(3, 16, -1)
+        assert not any(torch.equal(a, b) for pair in (views[:2], views[1:]) for a, b in zip(*pair, strict=True))
+
+
 @pytest.mark.parametrize("method", ["plain", "drfer"])
 def test_one_seed_repeats_to_the_bit(method):
     config, splits = settings(method=method, split="shared", epochs=2), Splits(bars(96, wrong=0.3), None, None)
