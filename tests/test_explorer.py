@@ -624,9 +624,11 @@ def test_in_jupyterlab(page, lab: str, tmp_path: Path):
         page.goto(lab)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
         for _ in range(30):  # while the page is still being put together, keys are lost
-            page.locator(".jp-Cell .cm-content").first.click()
-            page.keyboard.press("Control+Enter")
             try:
+                for button in page.locator(".jp-Dialog .jp-mod-accept").all():  # "Select Kernel", after one has died
+                    button.click(timeout=10_000)
+                page.locator(".jp-Cell .cm-content").first.click(timeout=10_000)
+                page.keyboard.press("Control+Enter")
                 page.wait_for_selector('.jp-InputPrompt:text-matches("[*1-9]")', timeout=10_000)
                 break
             except TimeoutError:
