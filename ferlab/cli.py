@@ -502,11 +502,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    f"{percent(quality['right_if_wrong'])} of the wrong ones are suggested right")
     click.echo(f"The list is in {paths['csv']}, the most suspicious faces in {paths['png']}")
     then = ""
-    if split != "train":
-        pass  # train --labels takes labels of training faces only
-    elif labels is not None:
+    if split == "train" and labels is not None:
         then = f" (it starts from the labels of {labels})"
-    elif found.learned:
+    elif split == "train" and found.learned:  # train --labels takes labels of training faces only
         then = (f"; or take wrong rows out of {paths['labels']}, and train on the rest with ferlab train --labels "
                 f"{paths['labels']}")
     click.echo(f"Next: decide one by one with ferlab explore --run {directory}{then}")
@@ -640,8 +638,10 @@ def apply_decisions(directory: str, log: Path | None, name: str | None, root: Pa
     if faces.noise and faces.truth is not None and (known := faces.truth >= 0).any():
         before, after = ((each == faces.truth)[known].mean() for each in (faces.labels, labels))
         click.echo(f"Labels that agree with the reference: {percent(before)} before, {percent(after)} now.")
-    if faces.split == "train":
-        click.echo(f"Next: ferlab train --labels {output} with the data options of {directory}, into another --run.")
+    then = f"train --labels {output} with the data options of {directory}, into another --run"
+    if faces.split != "train":
+        then = f"evaluate --labels {output} --split {faces.split}, and a --run to score"
+    click.echo(f"Next: ferlab {then}.")
 
 
 # ----------------------------------------------------------------------------------------------------------- explore
