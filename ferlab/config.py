@@ -42,7 +42,7 @@ class Config:
     anneal_from: float = 0.6  # share of a round's steps after which it falls to zero along a cosine
     average_epochs: float = 1.0  # window of the moving average of the weights that evaluates and splits
     label_smoothing: float = 0.0  # of cross-entropy, so not before DR-FER's first split if robustness > 0
-    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 where the hardware has it (GPUs, CPUs with AMX)
+    precision: Literal["auto", "float32"] = "auto"  # auto: bfloat16 where the hardware has it (GPUs, some CPUs)
     augmentation: float = 0.6  # 0 = flips only, 1 = crop, rotation, light and erasing at their usual strength
     views: int = 1  # of each face in a batch, each augmented by a draw of its own
 

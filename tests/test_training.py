@@ -245,7 +245,8 @@ def test_networks_are_trained_in_half_precision_where_the_hardware_has_it(monkey
     faces, trained = bars(96), {}
     for name, has_it, wish in (("half", True, "auto"), ("none", False, "auto"), ("asked", True, "float32")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has_it=has_it: has_it)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
         config = settings(epochs=4, precision=wish)
         trained[name] = train(config, Splits(faces, bars(60, seed=1), None), tmp_path / name)
         assert Run(tmp_path / name).environment["precision"] == ("bfloat16" if name == "half" else "float32")
