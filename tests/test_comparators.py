@@ -272,8 +272,10 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
     trainer, batch = prepared("dmue")
     trainer.method.epochs_done.fill_(9)  # past the ramp
     network, given = trainer.network, trainer.method.given[batch.index]
-    vector = network.parts(batch.images).vector
-    logits, branches = network.classifier(vector), network.branches(vector).view(32, 3, 2)
+    vector, normalised, branches = network.branches(batch.images)
+    assert torch.equal(vector, network.parts(batch.images).vector) and branches.shape == (32, 3, 2)
+    assert torch.allclose(normalised, (vector - vector.mean(0)) / vector.std(0, unbiased=False), atol=0.02)
+    logits = network.classifier(normalised)
     similar = dmue.class_similarity(vector, given, 3)
     w = network.confidence(torch.cat([similar, F.one_hot(given, 3)], 1)).squeeze(1)
     soft = 0.0
@@ -290,11 +292,29 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
     assert found == pytest.approx(up * F.cross_entropy(logits, given).item(), rel=1e-4)
 
 
+def test_dmue_branches_have_their_own_stage_and_answer_for_their_label_alone():
+    trainer, batch = prepared("dmue")
+    network, given = trainer.network, trainer.method.given[batch.index]
+    before, features = network.branches(batch.images)[2], network.eval()(batch.images).logits
+    with torch.no_grad():
+        network.stages[1][-1].bn2.weight.mul_(3)
+    assert torch.equal(network(batch.images).logits, features)  # the target branch has a stage of its own
+    changed = (network.train().branches(batch.images)[2] != before).any(2)  # [B, C]
+    assert changed[:, 1].all() and not changed[:, [0, 2]].any() and (given == 1).any()
+
+
 def test_dmue_similarity_and_ramps():
-    vector = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    similar = dmue.class_similarity(vector, torch.tensor([0, 0, 1, 2]), 3)
     half = math.sqrt(0.5)
-    assert torch.allclose(similar, torch.tensor([[1, 0, half], [1, 0, half], [0, 0, half], [half, half, 0]]), atol=1e-6)
+    vector = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    similar = dmue.class_similarity(vector, torch.tensor([0, 0, 1, 2]), 4)  # mean cosines 1 0 half; 0 1 half; half ...
+    expected = [[1, 0, half, 0], [1, 0, half, 0], [0, 1, half, 0], [0, 0, 1, 0]]
+    assert torch.allclose(similar, torch.tensor(expected), atol=1e-5)
+    branches = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [5.0, 5.0]], [[0.0, 2.0], [0.0, 7.0]]])
+    alike = dmue.similarity_loss(vector[:3], branches, torch.tensor([1, 1, 0]))
+    # branch 0 sees faces 0 and 1: Gram matrices [[1, 2], [2, 4]] and [[1, 3], [3, 9]]; branch 1 face 2: twice [[1]]
+    rows = [[1 / math.sqrt(5), 2 / math.sqrt(5)], [1 / math.sqrt(10), 3 / math.sqrt(10)]]
+    square = sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) / 2
+    assert alike.item() == pytest.approx(square / 2, rel=1e-4)
     assert dmue.ramps(6, 6) == (1.0, 1.0)
     assert dmue.ramps(3, 6) == (pytest.approx(math.exp(-0.25)), 1.0)
     assert dmue.ramps(12, 6) == (1.0, pytest.approx(math.exp(-0.25)))
