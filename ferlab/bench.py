@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import pandas
 
 # What a row of measured numbers says of how they were measured.
+SAME_FACES = ("options", "noise", "rate", "seed")  # of results on the same data and machine
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 RESULT = {"scores", "failed"}  # every result has one of them
@@ -163,7 +164,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
-        "profile": cell.profile, "settings": vars(settings),
+        "fingerprint": train.fingerprint, "profile": cell.profile, "settings": vars(settings),
         "method_settings": training.own_settings(settings),
         "environment": runs.environment(settings),
     }
@@ -360,9 +361,18 @@ def shown_split(results: list[dict]) -> str:
 def read_results(folder: str | Path) -> list[dict]:
     """All results of a folder and of those in it, one for each kind of machine, without those that failed.
 
-    Sorted by their paths. ``read_failures`` tells the others.
+    Sorted by their paths. ``read_failures`` tells the others. Raises FerlabError for a file that is no result, and for
+    two results on the same data, noise, seed and machine whose training faces or labels differ.
     """
-    return [result for result in _read_all(folder, pattern="**/*.json") if "failed" not in result]
+    results = [result for result in _read_all(folder, pattern="**/*.json") if "failed" not in result]
+    taught: dict[tuple, dict] = {}
+    for result in results:
+        if "fingerprint" in result:  # older ones do not tell
+            other = taught.setdefault((*where(result), *(json.dumps(result[key]) for key in SAME_FACES)), result)
+            if other["fingerprint"] != result["fingerprint"]:
+                raise FerlabError(f"{other['name']} and {result['name']} were trained on different faces or labels and "
+                                  "cannot be compared: delete one of them and measure it again.")
+    return results
 
 
 def read_failures(folder: str | Path) -> dict[str, str]:

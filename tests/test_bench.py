@@ -102,7 +102,8 @@ def test_one_real_cell_records_data_noise_settings_and_machine(tmp_path):
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == ["tiny-plain-one-symmetric30-3"]
     (made,) = read_results(tmp_path / "results")
     assert made["faces"] == {"train": 48, "valid": 16, "test": 16} and "achieved 29" in made["achieved"]
-    assert made["method_settings"] == {}
+    environment = Run(tmp_path / "runs" / made["name"]).environment
+    assert made["method_settings"] == {} and made["fingerprint"] == environment["fingerprint"]
     assert made["settings"]["seed"] == 3 and made["settings"]["epochs"] == 1 and made["environment"]["torch"]
     assert made["scores"]["test"]["faces"] == 16 and len(made["epochs"]) == 1
 
@@ -368,6 +369,21 @@ def test_frame_of_the_committed_results_agrees_with_them():
     first = results[0]
     mine = rows[(rows[[k for k in SETTING if k in first]] == [first[k] for k in SETTING if k in first]).all(axis=1)]
     assert set(mine.split) == set(first["scores"])
+
+
+def test_results_are_compared_only_if_they_were_trained_on_the_same_faces(tmp_path):
+    def read(**changes):
+        records = [measured(), measured(method="scn"), measured(method="full") | changes]  # the second does not tell
+        for record, fingerprint in zip(records, ("ab", None, changes.get("fingerprint", "cd")), strict=True):
+            told = {"options": {}} | record | ({"fingerprint": fingerprint} if fingerprint else {})
+            (tmp_path / f"{record['method']}.json").write_text(json.dumps(told))
+        return read_results(tmp_path)
+
+    with pytest.raises(FerlabError, match="tiny-full-one-.* and tiny-plain-one-.* different faces or labels"):
+        read()
+    for apart in ({"seed": 1}, {"options": {"size": 64}}, {"rate": 0.2}, {"fingerprint": "ab"},
+                  {"environment": {"device": "NVIDIA H100"}}):
+        assert len(read(**apart)) == 3
 
 
 def test_quoted_numbers_name_their_source_once():
