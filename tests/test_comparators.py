@@ -286,10 +286,13 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
     found = terms(trainer, batch)
     assert found["latent"].item() == pytest.approx(soft, rel=1e-4)
     assert found["cross_entropy"].item() == pytest.approx(F.cross_entropy(w[:, None] * logits, given).item(), rel=1e-4)
-    trainer.method.epochs_done.fill_(trainer.config.warm_up - 1)  # before that, w is not asked
+    alike = 1000 * dmue.similarity_loss(normalised, branches, given).item()
+    assert found["similarity"].item() == pytest.approx(alike, rel=1e-3) and alike > 0
+    trainer.method.epochs_done.fill_(trainer.config.warm_up - 1)  # before that, neither w nor similarity is asked for
     up, _ = dmue.ramps(trainer.config.warm_up, 2)
-    found = terms(trainer, batch)["cross_entropy"].item()
-    assert found == pytest.approx(up * F.cross_entropy(logits, given).item(), rel=1e-4)
+    found = terms(trainer, batch)
+    assert found["cross_entropy"].item() == pytest.approx(up * F.cross_entropy(logits, given).item(), rel=1e-4)
+    assert found["similarity"] == 0
 
 
 def test_dmue_branches_have_their_own_stage_and_answer_for_their_label_alone():

@@ -14,9 +14,10 @@ for Facial Expression Recognition, CVPR 2021. Details as in its authors' code (g
 
 Source: all of this, T = 1.2, normalised vectors before the classifiers, b = 6 (as for AffectNet; 10 to 14 for FER+).
 Ours: branches share the local vector; faces of class j pass branch j, too, and its batch statistics; a class that a
-batch lacks has similarity 0; and logits are weighed only after ``warm_up`` epochs. (From scratch, w = 0 is the cheapest
-answer to a class that the network does not find yet, and then it never learns it.) Left out: dropout, and batches that
-hold every class equally often. On a CPU a step costs about three times plain's.
+batch lacks has similarity 0; and logits are weighed, and L_sp begins, only after ``warm_up`` epochs. (From scratch,
+w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it; and vectors
+that are all alike are the cheapest answer to L_sp.) Left out: dropout, and batches that hold every class equally often.
+On a CPU a step costs about three times plain's.
 """
 
 from __future__ import annotations
@@ -94,12 +95,13 @@ class DMUE(Comparator):
         predicted = logits.float().softmax(1).gather(1, self.others[given])  # p, [B, C-1]; of y both are 0
         distance = ((predicted - latent) ** 2).sum(1) / self.num_classes
         up, down = ramps(int(self.epochs_done) + 1, self.ramp)
-        if self.epochs_done >= self.config.warm_up:
+        warm = int(self.epochs_done >= self.config.warm_up)
+        if warm:
             logits = w * logits
         return {
             "cross_entropy": up * self.cross_entropy(logits, self.targets[batch.index]),
             "latent": up * self.latent_weight * distance.mean(),
-            "similarity": up * self.similarity_weight * similarity_loss(normalised.float(), branches, given),
+            "similarity": warm * up * self.similarity_weight * similarity_loss(normalised.float(), branches, given),
             "auxiliary": down * auxiliary_loss(branches, given),
         }
 
