@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ferlab import parallel
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
@@ -243,16 +244,19 @@ def test_collecting_is_in_order_in_evaluation_mode_and_mirrored():
 
 def test_networks_are_trained_in_half_precision_where_the_hardware_has_it(monkeypatch, tmp_path):
     faces, trained = bars(96), {}
-    for name, has_it, wish in (("half", True, "auto"), ("none", False, "auto"), ("asked", True, "float32")):
+    for name, has_it, wish in (("amx", "amx_tile", "auto"), ("half", "avx512_bf16", "auto"), ("none", None, "auto"),
+                               ("asked", "amx_tile", "float32")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_it=has_it: has_it)
+        for kind in ("amx_tile", "avx512_bf16"):
+            monkeypatch.setattr(torch.cpu, f"_is_{kind}_supported", lambda answer=kind == has_it: answer)
         config = settings(epochs=4, precision=wish)
+        assert parallel.precision(config) == ("bfloat16" if has_it and wish == "auto" else "float32")
         trained[name] = train(config, Splits(faces, bars(60, seed=1), None), tmp_path / name)
-        assert Run(tmp_path / name).environment["precision"] == ("bfloat16" if name == "half" else "float32")
+        assert Run(tmp_path / name).environment["precision"] == parallel.precision(config)
     weights = {name: torch.cat([p.flatten() for p in each.average.parameters()]) for name, each in trained.items()}
     assert all(w.dtype == torch.float32 for w in weights.values())
-    assert torch.equal(weights["none"], weights["asked"]) and not torch.equal(weights["none"], weights["half"])
+    assert torch.equal(weights["none"], weights["asked"]) and torch.equal(weights["amx"], weights["half"])
+    assert not torch.equal(weights["none"], weights["half"])
     assert all(each.records[-1]["valid"]["accuracy"] > 0.9 for each in trained.values())
     exactly = collect(trained["half"].average, faces).logits.softmax(1)
     assert 0 < (trained["half"].collect(faces).logits.softmax(1) - exactly).abs().max() < 0.05
