@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import pandas
 
 # What a row of measured numbers says of how they were measured.
-SAME_FACES = ("options", "noise", "rate", "seed")  # of results on the same data and machine
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
+SAME_FACES = ("options", "noise", "rate", "seed")  # results alike in these, and where measured, share training faces
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 RESULT = {"scores", "failed"}  # every result has one of them
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}

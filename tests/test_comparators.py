@@ -298,10 +298,10 @@ def test_dmue_latent_distribution_is_of_the_branch_blind_to_the_label():
 def test_dmue_branches_have_their_own_stage_and_answer_for_their_label_alone():
     trainer, batch = prepared("dmue")
     network, given = trainer.network, trainer.method.given[batch.index]
-    before, features = network.branches(batch.images)[2], network.eval()(batch.images).logits
+    before, answers = network.branches(batch.images)[2], network.eval()(batch.images).logits
     with torch.no_grad():
         network.stages[1][-1].bn2.weight.mul_(3)
-    assert torch.equal(network(batch.images).logits, features)  # the target branch has a stage of its own
+    assert torch.equal(network(batch.images).logits, answers)  # the target branch has a stage of its own
     changed = (network.train().branches(batch.images)[2] != before).any(2)  # [B, C]
     assert changed[:, 1].all() and not changed[:, [0, 2]].any() and (given == 1).any()
 
@@ -309,7 +309,7 @@ def test_dmue_branches_have_their_own_stage_and_answer_for_their_label_alone():
 def test_dmue_similarity_and_ramps():
     half = math.sqrt(0.5)
     vector = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    similar = dmue.class_similarity(vector, torch.tensor([0, 0, 1, 2]), 4)  # mean cosines 1 0 half; 0 1 half; half ...
+    similar = dmue.class_similarity(vector, torch.tensor([0, 0, 1, 2]), 4)  # mean cosines of the first: 1, 0, half
     expected = [[1, 0, half, 0], [1, 0, half, 0], [0, 1, half, 0], [0, 0, 1, 0]]
     assert torch.allclose(similar, torch.tensor(expected), atol=1e-5)
     branches = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[3.0, 0.0], [5.0, 5.0]], [[0.0, 2.0], [0.0, 7.0]]])
