@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
 SAME_FACES = ("options", "noise", "rate", "seed")  # results alike in these, and where measured, share training faces
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
-RESULT = {"scores", "failed"}  # every result has one of them
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -382,19 +380,49 @@ def read_failures(folder: str | Path) -> dict[str, str]:
 
 def read_audits(folder: str | Path) -> list[dict]:
     """What ``benchmarks/audit.py`` wrote to a folder, in the order of the names; [] where there is none."""
-    return _read_all(folder, "detection")
+    return _read_all(folder, AUDIT)
 
 
-def _read_all(folder: str | Path, key: str = "name", pattern: str = "*.json") -> list[dict]:
-    """The records of a folder, each of which has the key."""
+def _table(*numbers: str, may: dict | None = None, **holds: dict) -> dict:
+    """The JSON schema of an object that holds these numbers and values, and may hold others."""
+    needed = dict.fromkeys(numbers, {"type": "number"}) | holds
+    return {"type": "object", "required": list(needed), "properties": needed | (may or {})}
+
+
+TEXT, TRUTH = {"type": "string", "minLength": 1}, {"type": "boolean"}
+SCORES = _table("accuracy", "mean_class_accuracy")
+LAST_SPLIT = dict.fromkeys(("auroc", "right_if_wrong", "recovered", "right_after"), {"type": ["number", "null"]})
+TRAINED: dict[str, Any] = {
+    **dict.fromkeys(("name", "data", "rule", "noise", "method", "schedule", "profile"), TEXT),
+    "rate": {"type": "number"}, "seed": {"type": "integer"}, "options": {"type": "object"},
+    "faces": _table(train={"type": "integer"}), "environment": _table(device=TEXT),
+    "settings": _table(method=TEXT, backbone=TEXT, split=TEXT, masked_modelling=TRUTH, contrastive=TRUTH,
+                       relabelling=TRUTH),
+}
+RESULT = {"anyOf": [
+    _table(**TRAINED, failed=TEXT),
+    _table("seconds", **TRAINED, scores=_table(valid=SCORES) | {"additionalProperties": SCORES},
+           epochs={"type": "array", "items": _table(may={"split": _table(may=LAST_SPLIT)})}),
+]}
+FOUND = _table("auroc", "average_precision")
+AUDIT = _table(
+    "faces", "wrong_share", gain_over_cleanlabs_best=FOUND, detection=_table(**{"audit score": FOUND}),
+    right_if_wrong=_table("network's best but the given", "audit's suggestion"),
+    environment=_table(dataset=TEXT, rule=TEXT, noise={"type": ["string", "null"]}))
+
+
+def _read_all(folder: str | Path, schema: dict = RESULT, pattern: str = "*.json") -> list[dict]:
+    """The records of a folder. Raises FerlabError for one that lacks what tables are made of."""
+    from jsonschema import Draft202012Validator, ValidationError
+
+    check = Draft202012Validator(schema).validate
     records = []
     for path in sorted(Path(folder).glob(pattern)):
         try:
             record = json_object(path.read_text())
-            if key not in record or (key == "name" and not RESULT & record.keys()):
-                raise ValueError(f"no {key}")
+            check(record)
             records.append(record)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ValidationError) as error:
             raise FerlabError(f"{path} is no result of ferlab: delete it and measure again.") from error
     return records
 

@@ -31,6 +31,7 @@ from ferlab.bench import (
     tables,
     update_readme,
 )
+from ferlab.config import profile
 from ferlab.errors import BusyError, FerlabError
 from ferlab.explorer import judged_faces
 from ferlab.runs import Run
@@ -54,9 +55,15 @@ def grid_file(folder, **changes):
 def result(method="plain", schedule="one", seed=0, valid=0.5, test=0.5, noise="symmetric", split=None):
     scores = {name: {"accuracy": a, "mean_class_accuracy": a / 2} for name, a in (("valid", valid), ("test", test))}
     return {"name": f"tiny-{method}-{schedule}-{noise}30-{seed}", "data": "rendered", "rule": "truth", "noise": noise,
-            "rate": 0.3, "method": method, "schedule": schedule,
-            "seed": seed, "scores": scores, "seconds": 60, "epochs": [{"split": split}] if split else [{}],
-            "profile": "quick", "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}}
+            "rate": 0.3, "method": method, "schedule": schedule, "options": {}, "seed": seed,
+            "scores": scores, "seconds": 60, "epochs": [{"split": split}] if split else [{}], "profile": "quick",
+            "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}}
+
+
+def measured(**changes):
+    """A result with the settings that it was measured with."""
+    made = result(**changes)
+    return made | {"settings": vars(profile("quick", epochs=1, seed=made["seed"]))}
 
 
 def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path, monkeypatch):
@@ -67,7 +74,7 @@ def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path,
     def cell_result(cell, results, runs_folder, wait):
         ran.append((cell.schedule, cell.seed))
         made = result(schedule=cell.schedule, seed=cell.seed, valid={"one": 0.4, "two": 0.6}[cell.schedule]) | {
-            "name": cell.name, "settings": cell.settings, "options": cell.options, "profile": cell.profile}
+            "name": cell.name, "settings": vars(cell.config()), "options": cell.options, "profile": cell.profile}
         results.mkdir(exist_ok=True)
         (results / f"{cell.name}.json").write_text(json.dumps(made))
         return made
@@ -305,7 +312,8 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}'])
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}', json.dumps(result()), json.dumps(
+    measured() | {"scores": {}})])
 def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
     (tmp_path / "strange.json").write_text(text)
     for reader in (read_results, read_failures, read_audits):
@@ -328,12 +336,6 @@ def test_a_result_that_predates_a_setting_had_its_default():
     assert set(frame([older, newer]).seeds) == {2}
     newer["settings"]["aligned"] = True
     assert set(frame([older, newer]).seeds) == {1}
-
-
-def measured(**changes):
-    """A result with the settings that it was measured with."""
-    made = result(**changes)
-    return made | {"settings": {"epochs": 1, "seed": made["seed"]}}
 
 
 def test_frame_has_a_row_for_each_setting_and_split():
@@ -375,7 +377,7 @@ def test_results_are_compared_only_if_they_were_trained_on_the_same_faces(tmp_pa
     def read(**changes):
         records = [measured(), measured(method="scn"), measured(method="full") | changes]  # the second does not tell
         for record, fingerprint in zip(records, ("ab", None, changes.get("fingerprint", "cd")), strict=True):
-            told = {"options": {}} | record | ({"fingerprint": fingerprint} if fingerprint else {})
+            told = record | ({"fingerprint": fingerprint} if fingerprint else {})
             (tmp_path / f"{record['method']}.json").write_text(json.dumps(told))
         return read_results(tmp_path)
 
