@@ -1,17 +1,11 @@
 """Runs a grid of trainings, one JSON a run, so that what is claimed can be measured again.
 
-A grid file names data, noise, methods, schedules and seeds:
-
-    {"name": "rendered", "data": "rendered", "options": {"size": 48}, "profile": "quick", "seeds": [0, 1, 2],
-     "noise": [["symmetric", 0.3], ["none", 0.0]],
-     "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}},
-     "schedules": {"short": {"epochs": 16, "warm_up": 9}, "long": {"epochs": 24, "warm_up": 14}}}
-
-The first seed tries every schedule; the others run each method and noise with the schedule that was best on valid then.
-Every cell (method, schedule, noise, seed) becomes results/NAME-METHOD-SCHEDULE-NOISE-SEED.json; cells whose file exists
-are skipped, and an interrupted one goes on from the checkpoint of its run directory. A training that fails is recorded
-with its reason and settings (``failed``); delete its file to try it again. Several processes with the same folders
-share the cells of a grid. Cells that differ only after DR-FER's warm-up share it, too (``Config.same_warm_up``).
+`ferlab bench --help` shows a grid file. The first seed tries every schedule; the others run each method and noise with
+the schedule that was best on valid then. Every cell (method, schedule, noise, seed) becomes
+results/NAME-METHOD-SCHEDULE-NOISE-SEED.json; cells whose file exists are skipped, and an interrupted one goes on from
+the checkpoint of its run directory. A training that fails is recorded with its reason and settings (``failed``);
+delete its file to try it again. Several processes with the same folders share the cells of a grid. Cells that differ
+only after DR-FER's warm-up share it, too (``Config.same_warm_up``).
 """
 
 from __future__ import annotations
@@ -36,6 +30,8 @@ from ferlab.runs import Run, json_object, write_json, write_whole
 
 if TYPE_CHECKING:
     import pandas
+
+BALANCES = 0.25, 0.5, 0.75, 1.0  # of the classes, that results are also scored with (``metrics.balanced``)
 
 # What a row of measured numbers says of how they were measured.
 SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
@@ -183,7 +179,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     except Exception as error:
         return result | {"failed": f"{type(error).__name__}: {error}"}
     scores = {
-        name: trainer.evaluate(faces, mirror=True)
+        name: trainer.evaluate(faces, mirror=True, balances=BALANCES)
         for name, faces in splits.with_faces().items() if name != "train"
     }
     return result | {
@@ -557,7 +553,7 @@ def tables(results: list[dict]) -> str:
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
         parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch; "
                      "of several schedules the one that was best on valid; minutes as trained"
-                     f"{half}:\n\n{table(mine, split)}\n\n{_again(mine[0])}")
+                     f"{half}:\n\n{table(mine, split)}\n\n{_again(best_schedules(mine)[0])}")
         if closed := gap_closed(mine, split):
             parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
                          f"{split} split, seeds in common), closed by " + "; ".join(

@@ -296,11 +296,14 @@ def percent(share: float | None) -> str:
                    "apply-decisions writes them after an audit of the split.")
 @click.option("--mirror/--no-mirror", default=True, show_default=True,
               help="Average over each face and its mirror image; papers mostly do not.")
+@click.option("--balance", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="Of the classes: 1 judges as if all were equally frequent, which finds more faces of rare ones, and "
+                   "fewer in all.")
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write all scores there.")
 def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
              progress: bool | None, directory: str, split: str, holdout: float | None, against: str,
-             labels: Path | None, mirror: bool, report: Path | None) -> None:
+             labels: Path | None, mirror: bool, balance: float, report: Path | None) -> None:
     """Score a run on a split of a data set.
 
     Data set, root and rule are the run's unless told otherwise. Only the split's own files need to be on disk.
@@ -338,7 +341,7 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
         raise FerlabError(f"{root or name} has no {split} faces{has}.")
     if labels is not None:
         faces, against = decisions.with_labels(faces, decisions.read_labels(labels), labels), "given"
-    result = score(trained, faces, against=against, mirror=mirror)
+    result = score(trained, faces, against=against, mirror=mirror, balance=balance)
     if report is not None:
         runs.write_json(report, result)
     click.echo(scores_table(result))
@@ -352,6 +355,7 @@ def scores_table(result: dict[str, Any]) -> str:
 
     rule = f" (rule: {result['rule']})" if result["rule"] else ""
     views = "each with its mirror image" if result["mirror"] else "as they are"
+    views += f", classes balanced by {result['balance']:g}" * bool(result["balance"])
     lines = [
         f"{result['data']} {result['split']}{rule}, {result['faces']:,} faces, {views}, "
         f"against the {result['against']} labels" + f" ({result['noise']})" * bool(result["noise"]),
@@ -387,7 +391,10 @@ def scores_table(result: dict[str, Any]) -> str:
 @click.option("--json", "report", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Write boxes and probabilities there.")
 @click.option("--whole", is_flag=True, help="Each photo is one face already: do not look for faces.")
-def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool) -> None:
+@click.option("--balance", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+              help="Of the classes, as in ferlab evaluate: more than 0 names rare ones more often.")
+def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report: Path | None, whole: bool,
+            balance: float) -> None:
     """Find the faces in photos, or in all photos of a folder, and tell each one's expression.
 
     Faces are found where they look towards the camera. The classes are those that raters choose from; what a person
@@ -416,7 +423,7 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
         middle = [[(photo.shape[1] - side) // 2, (photo.shape[0] - side) // 2, side]]
         boxes = np.array(middle) if whole else photos.find_faces(photo)
         faces = photos.crop_faces(photo, boxes, max(48, recogniser.config.size))
-        probability = recogniser.predict(faces)
+        probability = recogniser.predict(faces, balance=balance)
         if not len(boxes):
             click.echo(f"{path}: no face that looks at the camera; --whole takes the photo as one face")
         for i, (box, row) in enumerate(zip(boxes.tolist(), probability, strict=True)):
@@ -431,7 +438,8 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
             picture = plots.photo_faces(photo, boxes, faces, probability, recogniser.classes, path.name).png()
             runs.write_whole(directory / f"{path.stem}.png", functools.partial(Path.write_bytes, data=picture))
     if report is not None:
-        runs.write_json(report, {"model": model, "classes": list(recogniser.classes), "photos": results})
+        runs.write_json(report, {"model": model, "balance": balance, "classes": list(recogniser.classes),
+                                 "photos": results})
     if len(results) < len(paths):
         sys.exit(2)
 
@@ -708,9 +716,18 @@ def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None
 def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) -> None:
     """Run the trainings of a grid file, such as benchmarks/rendered.json.
 
-    A grid names its data set and options, profile, seeds, kinds and rates of noise, methods with their settings, and
-    schedules, settings of which every method tries each with the first seed; the others take the one that did best on
-    the validation split. Run directories go to ./runs. An interrupted grid goes on where it stopped.
+    A grid names its data set and options (as --option; "holdout" of a set in two parts), profile, seeds, kinds and
+    rates of noise, methods with their settings, and schedules, settings of which every method tries each with the first
+    seed; the others take the one that did best on the validation split:
+
+    \b
+    {"name": "rafdb", "data": "rafdb", "options": {"holdout": 0.1},
+     "profile": "quick", "seeds": [0, 1, 2],
+     "noise": [["none", 0.0], ["symmetric", 0.3]],
+     "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}},
+     "schedules": {"short": {"epochs": 44}, "long": {"epochs": 74}}}
+
+    Run directories go to ./runs. An interrupted grid goes on where it stopped.
     """
     from ferlab.bench import read_failures, read_grid, run_grid
 

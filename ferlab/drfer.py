@@ -152,6 +152,10 @@ class DRFERMethod(Method):
         """bool [N], True = split off as noisy."""
         return self.clean_probability < self.config.clean_threshold
 
+    def frequencies(self) -> Tensor:
+        learned = (self.weight[:, None] * self.new_targets).sum(0)
+        return learned / learned.sum()
+
     def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         features = network(batch.images)

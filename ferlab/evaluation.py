@@ -21,7 +21,8 @@ SYNONYMS = {
 
 
 def evaluate(
-    recogniser: Recogniser, faces: FaceSet, *, against: str = "reference", mirror: bool = True
+    recogniser: Recogniser, faces: FaceSet, *, against: str = "reference", mirror: bool = True,
+    balance: float = 0.0,
 ) -> dict[str, Any]:
     """Scores of ``recogniser`` on ``faces``, ready for JSON.
 
@@ -30,12 +31,13 @@ def evaluate(
 
     against: "reference", the truth where there is one and else the given labels; or "given", the given labels.
     mirror: average over each face and its mirror image, as all numbers of this project are; papers mostly do not.
+    balance: of the classes, see ``Recogniser.predict``.
 
-    Returns data, split, rule, against (what there was), noise (how the given labels were changed), mirror, classes,
-    accuracy, mean_class_accuracy, macro_f1, recall, counts, confusion_matrix (rows = true class), faces, note, skipped
-    (names of the images that could not be read), run (settings, data, environment) and environment; and, where raters'
-    votes are known, divergence: the mean Jensen-Shannon divergence of the outputs from the votes, in bits, lower =
-    nearer; and by_agreement (``metrics.by_agreement``).
+    Returns data, split, rule, against (what there was), noise (how the given labels were changed), mirror, balance,
+    classes, accuracy, mean_class_accuracy, macro_f1, recall, counts, confusion_matrix (rows = true class), faces, note,
+    skipped (names of the images that could not be read), run (settings, data, environment) and environment; and, where
+    raters' votes are known, divergence: the mean Jensen-Shannon divergence of the outputs from the votes, in bits,
+    lower = nearer; and by_agreement (``metrics.by_agreement``).
 
     Raises FerlabError where fewer than two classes match or no face is left.
     """
@@ -56,12 +58,13 @@ def evaluate(
     labels = place[original]
     if not (labels >= 0).any():
         raise FerlabError(f"No face of {what} is of a class that the recogniser knows ({', '.join(known)}).")
-    probabilities = recogniser.predict(faces.images, mirror)[:, columns]
+    probabilities = recogniser.predict(faces.images, mirror, balance)[:, columns]
     probabilities = probabilities / np.maximum(probabilities.sum(1, keepdims=True), 1e-12)
 
     result = {"data": faces.dataset, "split": faces.split, "rule": faces.rule,
               "against": "given" if faces.truth is None else against, "noise": faces.noise,
-              "mirror": mirror, "classes": list(shared)} | metrics.classification(probabilities, labels, shared)
+              "mirror": mirror, "balance": balance, "classes": list(shared)}
+    result |= metrics.classification(probabilities, labels, shared)
     votes = faces.votes if faces.label_distribution is None else faces.label_distribution
     if votes is not None:
         votes = votes[:, source]

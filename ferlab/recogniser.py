@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ferlab import metrics
 from ferlab.config import Config
 from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
@@ -28,12 +29,15 @@ class Recogniser:
 
     It answers in single precision, whatever it was trained in, so that it says the same on any hardware.
     about: where it comes from: the run's directory, epoch, settings, data and environment, as far as they are known.
+    frequencies: [C], of the classes among the labels that it learned from; None where an older file does not tell.
     """
 
-    def __init__(self, network: DRFER, classes: tuple[str, ...], config: Config, about: dict[str, Any]):
+    def __init__(self, network: DRFER, classes: tuple[str, ...], config: Config, about: dict[str, Any],
+                 frequencies: np.ndarray | None = None):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.classes, self.config, self.about = tuple(classes), config, about
+        self.frequencies = frequencies
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Recogniser:
@@ -71,18 +75,26 @@ class Recogniser:
             method = method_class(config.method)(config.replace(weights=None), nobody)
             network = method.build_network()
             network.load_state_dict(state[part])
+            frequencies = state["frequencies"].cpu().double().numpy() if "frequencies" in state else None
+            if frequencies is not None and frequencies.shape != (len(classes),):
+                raise ValueError(f"{frequencies.shape} frequencies of {len(classes)} classes")
         except FerlabError:
             raise
         except Exception as error:  # whatever torch raises for what is no such checkpoint
             raise FerlabError(f"{path} does not fit the settings beside it (method {config.method}, backbone "
                               f"{config.backbone}): it belongs to another run; train again.") from error
-        return cls(network, classes, config, about | {"epoch": state.get("epoch")})
+        return cls(network, classes, config, about | {"epoch": state.get("epoch")}, frequencies)
 
-    def predict(self, images: Any, mirror: bool = True) -> np.ndarray:
+    def predict(self, images: Any, mirror: bool = True, balance: float = 0.0) -> np.ndarray:
         """Probabilities float32 [N, C] of faces uint8 [N, H, W] or [N, H, W, 3], NumPy or torch, of any size.
 
-        mirror: average over each face and its mirror image. Raises FerlabError for images of another shape or type.
+        mirror: average over each face and its mirror image. balance: from 0, as trained, to 1, as if all classes were
+        equally frequent (``metrics.balanced``). Raises FerlabError for images of another shape or type, and for a
+        balance where ``frequencies`` are not known.
         """
+        if balance and self.frequencies is None:
+            raise FerlabError("This recogniser does not tell how frequent its classes were, which a balance needs: "
+                              "train it again.")
         if isinstance(images, torch.Tensor):
             images = images.detach().cpu().numpy()
         if not hasattr(images, "shape"):
@@ -96,7 +108,10 @@ class Recogniser:
         logits = collect(self.network, faces, mirror, self.device, bar=True).logits
         if not torch.isfinite(logits).all():
             raise FerlabError("The network's output is not a number: its training went astray; train it again.")
-        return logits.softmax(1).cpu().numpy()
+        probabilities = logits.softmax(1).cpu().numpy()
+        if balance and self.frequencies is not None:
+            probabilities = metrics.balanced(probabilities, self.frequencies, balance).astype(np.float32)
+        return probabilities
 
     def save(self, path: str | Path) -> None:
         """Write network (in half precision), classes and settings into one file; ``load_pretrained`` reads it."""
@@ -104,6 +119,8 @@ class Recogniser:
                    for name, w in self.network.state_dict().items()}
         state = {"network": weights, "classes": list(self.classes), "config": self.config.to_json(),
                  "epoch": self.about.get("epoch"), "about": {"data": self.about.get("data", {})}}
+        if self.frequencies is not None:
+            state["frequencies"] = torch.as_tensor(self.frequencies)
         write_whole(Path(path), lambda temporary: torch.save(state, temporary))
 
 

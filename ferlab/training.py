@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,10 @@ class Method(nn.Module):
     def after_epoch(self, epoch: int, trainer: Trainer) -> dict:
         """Called after epoch 1, 2, ... with the trainer, which can ``collect`` the training set; returns metrics."""
         return {}
+
+    def frequencies(self) -> Tensor:
+        """[C], the share of each class among the labels as they are learned from now; sum 1."""
+        return self.targets.mean(0)
 
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
         """What is known of each face at the end, by split, for the explorer and the notebooks.
@@ -260,10 +264,20 @@ class Trainer:
         """The averaged network in evaluation mode on every face, in order."""
         return collect(folded(self.average), faces, mirror, self.device, self.precision, self.bar_off is not True)
 
-    def evaluate(self, faces: FaceSet, mirror: bool = False) -> dict:
-        """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels."""
+    def evaluate(self, faces: FaceSet, mirror: bool = False, balances: Sequence[float] = ()) -> dict:
+        """Accuracy, mean-class accuracy, macro-F1, recall ... of the averaged network on a split's reference labels.
+
+        balances: the first two of these under each such balance of the classes, too (``metrics.balanced``): "balanced".
+        """
         probabilities = self.collect(faces, mirror).logits.softmax(1).cpu().numpy()
-        return metrics.classification(probabilities, reference(faces), faces.classes)
+        scores = metrics.classification(probabilities, reference(faces), faces.classes)
+        if balances:
+            frequencies, scores["balanced"] = self.method.frequencies().cpu().numpy(), {}
+            for balance in balances:
+                weighed = metrics.classification(metrics.balanced(probabilities, frequencies, balance),
+                                                 reference(faces), faces.classes)
+                scores["balanced"][str(balance)] = {k: weighed[k] for k in ("accuracy", "mean_class_accuracy")}
+        return scores
 
     def _begin_run(self, run: Run) -> None:
         train, fingerprint = self.train, self.train.fingerprint
@@ -304,7 +318,7 @@ class Trainer:
 
     def _save(self, run: Run) -> None:
         state = {
-            "epoch": self.epoch, "classes": list(self.train.classes),
+            "epoch": self.epoch, "classes": list(self.train.classes), "frequencies": self.method.frequencies(),
             "network": self.network.state_dict(), "average": self.average.state_dict(),
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
         }
