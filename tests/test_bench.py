@@ -109,6 +109,8 @@ def test_one_real_cell_records_data_noise_settings_and_machine(tmp_path):
     assert run_grid(path, tmp_path / "results", runs_folder=tmp_path / "runs") == ["tiny-plain-one-symmetric30-3"]
     (made,) = read_results(tmp_path / "results")
     assert made["faces"] == {"train": 48, "valid": 16, "test": 16} and "achieved 29" in made["achieved"]
+    balances = made["scores"]["test"]["balanced"]
+    assert list(balances) == ["0.25", "0.5", "0.75", "1.0"] and all(0 <= s["accuracy"] <= 1 for s in balances.values())
     environment = Run(tmp_path / "runs" / made["name"]).environment
     assert made["method_settings"] == {} and made["fingerprint"] == environment["fingerprint"]
     assert made["settings"]["seed"] == 3 and made["settings"]["epochs"] == 1 and made["environment"]["torch"]

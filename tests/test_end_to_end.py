@@ -20,6 +20,7 @@ from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
 from ferlab.evaluation import evaluate
 from ferlab.explorer import judged_faces
+from ferlab.metrics import balanced
 from ferlab.runs import Run
 
 
@@ -190,8 +191,30 @@ def test_recogniser_saved_in_one_file_answers_as_before(toy_run: Path, tmp_path:
     assert (tmp_path / "toy.pt").stat().st_size < (toy_run / "checkpoint.pt").stat().st_size / 4
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
     again = package.load_pretrained(tmp_path / "toy.pt")
-    assert again.classes == recogniser.classes
+    assert again.classes == recogniser.classes and np.array_equal(again.frequencies, recogniser.frequencies)
     assert np.allclose(again.predict(images), recogniser.predict(images), atol=0.02)
+
+
+def test_classes_can_be_balanced(ferlab, toy_run: Path, toy_faces: Path, tmp_path: Path):
+    recogniser, faces = package.load_pretrained(toy_run), benchmarks.load("folder", toy_faces).test
+    train = benchmarks.load("folder", toy_faces).train
+    assert recogniser.frequencies.sum() == pytest.approx(1) and len(recogniser.frequencies) == len(train.classes)
+    recogniser.frequencies = np.array([0.9, 0.09, 0.01])
+    answers = recogniser.predict(faces.images), recogniser.predict(faces.images, balance=0.5)
+    assert np.allclose(answers[1], balanced(answers[0], recogniser.frequencies, 0.5)) and answers[1].dtype == np.float32
+    assert answers[1][:, 2].sum() > answers[0][:, 2].sum()
+    recogniser.save(tmp_path / "toy.pt")
+    report = tmp_path / "scores.json"
+    command = ("evaluate", "--run", tmp_path / "toy.pt", "--data", "folder", "--root", toy_faces, "--json", report)
+    outcome = ferlab(*command, "--balance", "0.5")
+    scores = json.loads(report.read_text())
+    assert outcome.code == 0 and "classes balanced by 0.5" in outcome.out and scores["balance"] == 0.5
+    assert scores["accuracy"] == pytest.approx((answers[1].argmax(1) == faces.labels).mean())
+    recogniser.frequencies = None  # as of a file that predates them
+    recogniser.save(tmp_path / "toy.pt")
+    assert ferlab(*command).code == 0
+    told = ferlab(*command, "--balance", "0.5")
+    assert told.code == 2 and "how frequent its classes were" in told.err
 
 
 def test_load_pretrained_tells_what_there_is(tmp_path: Path):
@@ -216,7 +239,7 @@ def perfect(classes: tuple[str, ...], order: tuple[str, ...] = ()) -> SimpleName
     """A recogniser that reads the class, its place in ``order``, from a face's first pixel."""
     order = order or classes
 
-    def predict(images: np.ndarray, mirror: bool) -> np.ndarray:
+    def predict(images: np.ndarray, mirror: bool, balance: float) -> np.ndarray:
         probabilities = np.full((len(images), len(classes)), 0.01, np.float32)
         for row, number in zip(probabilities, images[:, 0, 0], strict=True):
             row[classes.index(order[number]) if order[number] in classes else 0] = 0.9

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 
 from ferlab.metrics import (
+    balanced,
     by_agreement,
     by_class,
     classification,
@@ -58,6 +59,17 @@ def test_predictions_of_an_absent_class_count_as_misses():
 def test_no_known_face_gives_no_score():
     scores = classification(np.zeros((3, 4)), np.full(3, -1), CLASSES)
     assert scores["accuracy"] is scores["mean_class_accuracy"] is scores["macro_f1"] is None and scores["faces"] == 0
+
+
+def test_balanced_probabilities_are_those_of_equally_frequent_classes():
+    seen = np.random.default_rng(0).dirichlet([1, 1, 1], 20)  # p(face | class), up to a factor for each face
+    frequencies = np.array([0.7, 0.29, 0.01])
+    posterior = seen * frequencies / (seen * frequencies).sum(1, keepdims=True)
+    assert np.allclose(balanced(posterior, frequencies, 1), seen / seen.sum(1, keepdims=True))
+    assert np.allclose(balanced(posterior, frequencies, 0), posterior)
+    half = seen * frequencies**0.5
+    assert np.allclose(balanced(posterior, frequencies, 0.5), half / half.sum(1, keepdims=True))
+    assert balanced(np.array([[0.6, 0.3, 0.1]]), np.array([0.5, 0.5, 0.0]), 1).argmax() == 0  # the last, never learned
 
 
 def test_noise_detection_is_scikit_learns_and_higher_means_more_suspect():

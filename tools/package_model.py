@@ -34,6 +34,7 @@ the numbers below are measured by it.
 | measured on | the {faces:,} faces of FER+'s validation split by the rule `majority`: {majority}; the settings were \
 chosen there |
 | accuracy | **{accuracy}**, mean over classes {mean_class}, macro-F1 {macro_f1} |
+| with classes balanced (`--balance`) | {balanced} |
 | again | `ferlab evaluate --run {name} --data ferplus --root ferplus.zip --rule majority --split valid`, which \
 averages over each face and its mirror image; the command of the training stands in `tools/package_model.py` |
 | speed | {speed:.0f} faces a second on one core of {device} |
@@ -89,6 +90,7 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
     train = benchmarks.load("ferplus", root, rule=rule, splits=("train",)).train
     valid = benchmarks.load("ferplus", root, splits=("valid",)).valid
     scores = evaluate(packaged, valid)
+    weighed = {balance: evaluate(packaged, valid, balance=balance) for balance in (0.25, 0.5)}
     torch.set_num_threads(1)
     started = time.perf_counter()
     packaged.predict(valid.images[:1024])
@@ -107,7 +109,9 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
         seed=config.seed, train=len(train), rule=rule, labels=RULES[rule], majority=RULES["majority"],
         faces=scores["faces"], sure=percent(probabilities[named].mean()), agreed=percent(votes[named].mean()),
         accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
-        macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"],
+        balanced="; ".join(f"by {balance}: {percent(each['accuracy'])}, mean over classes "
+                           f"{percent(each['mean_class_accuracy'])}" for balance, each in weighed.items()),
+        macro_f1=percent(scores["macro_f1"]), speed=speed, device=scores["environment"]["device"].split(",")[0],
         classes="\n".join(lines), worst=", ".join(rare) or "no class")
     write_text(output / f"{name}.md", card)
     click.echo(card)
