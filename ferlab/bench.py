@@ -386,7 +386,9 @@ def _table(*numbers: str, may: dict | None = None, **holds: dict) -> dict:
 
 
 TEXT, TRUTH = {"type": "string", "minLength": 1}, {"type": "boolean"}
-SCORES = _table("accuracy", "mean_class_accuracy")
+SCORE = _table("accuracy", "mean_class_accuracy")
+SCORES = _table("accuracy", "mean_class_accuracy",
+                may={"balanced": _table(**{str(balance): SCORE for balance in BALANCES})})
 LAST_SPLIT = dict.fromkeys(("auroc", "right_if_wrong", "recovered", "right_after"), {"type": ["number", "null"]})
 TRAINED: dict[str, Any] = {
     **dict.fromkeys(("name", "data", "rule", "noise", "method", "schedule", "profile"), TEXT),
@@ -658,6 +660,27 @@ def _score(results: list[dict], split: str, bold: bool = False) -> str:
                             for key in ("accuracy", "mean_class_accuracy"))
     mark = "**" if bold else ""
     return f"{mark}{accuracy}{mark} ({mean_class.split(' ')[0]})"
+
+
+def balance_table(results: list[dict]) -> str:
+    """A Markdown table of accuracies in per cent, in brackets means over classes, under each balance of the classes.
+
+    Of the chosen schedules, and of the results that tell them, on the test split or on valid where that is held back.
+    """
+    balances = ["0", *map(str, BALANCES)]
+    lines = ["| data (rule), training faces, machine | label noise | method | balance "
+             + " | ".join(balances) + " |", "|---" * (3 + len(balances)) + "|"]
+    groups: dict[tuple, list[dict]] = {}
+    for r in best_schedules(results):
+        split = shown_split([r])
+        if "balanced" in r["scores"][split]:
+            place = f"{r['data']} ({r['rule']}), {split}, {r['faces']['train']:,}, {machine(where(r)[-1])}"
+            groups.setdefault((place, noise_name(r["noise"], r["rate"]), r["method"]), []).append(
+                {"0": r["scores"][split]} | r["scores"][split]["balanced"])
+    for key, scores in sorted(groups.items()):
+        cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
+        lines.append("| " + " | ".join([*key, *cells]) + " |")
+    return "\n".join(lines)
 
 
 def audit_table(audits: list[dict]) -> str:

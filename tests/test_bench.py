@@ -15,6 +15,7 @@ from ferlab.bench import (
     SETTING,
     _made_before,
     audit_table,
+    balance_table,
     best_schedules,
     frame,
     gap_closed,
@@ -456,10 +457,25 @@ def test_tables_mark_what_a_cpu_trained_in_half_precision():
     assert "bfloat16" not in tables([result(), on_gpu])
 
 
+def test_balances_have_a_table_of_the_results_that_tell_them():
+    def told(**changes):
+        made = result(**changes)
+        for score in made["scores"].values():
+            score["balanced"] = {key: {"accuracy": 0.4, "mean_class_accuracy": 0.6} for key in ("0.25", "0.5", "0.75")}
+            score["balanced"]["1.0"] = {"accuracy": 0.3, "mean_class_accuracy": 0.7}
+        return made
+
+    lines = balance_table([result(), told(method="full"), told(method="full", seed=1, test=0.52)]).splitlines()
+    assert lines[0].endswith("| method | balance 0 | 0.25 | 0.5 | 0.75 | 1.0 |") and len(lines) == 3
+    assert lines[2].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | full | 51.0 ± 12.7 (25.5) | 40.0")
+    assert lines[2].endswith("| 30.0 ± 0.0 (70.0) |")
+
+
 def test_readme_quotes_the_recorded_results_and_nothing_else():
     text = (ROOT / "README.md").read_text()
     measured = read_results(ROOT / "benchmarks" / "results")
     for name, made in (("summary", summary(measured)), ("results", tables(measured)),
+                       ("balanced", balance_table(measured)),
                        ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit"))),
                        ("quoted", quoted_table(quoted(QUOTED)))):
         assert text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].strip() == made.strip()

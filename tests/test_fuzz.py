@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from test_training import bars, settings
 
 from ferlab import audit, benchmarks
-from ferlab.bench import frame, quoted, read_grid, read_results, summary, tables
+from ferlab.bench import balance_table, frame, quoted, read_grid, read_results, summary, tables
 from ferlab.data import Splits
 from ferlab.decisions import DecisionLog
 from ferlab.errors import FerlabError
@@ -181,6 +181,6 @@ def test_grids_and_results(tmp_path):
 
     def read_report():
         measured = read_results(results)
-        return summary(measured), tables(measured), frame(measured)
+        return summary(measured), tables(measured), balance_table(measured), frame(measured)
 
     withstand(list(results.iterdir()), read_report)

@@ -125,6 +125,33 @@ def test_command_predicts_draws_and_goes_on_after_a_bad_photo(
     assert whole.code == 0 and whole.out.count("face 1 at x 80, y 0, 480 pixels") == 1
 
 
+@pytest.mark.filterwarnings("ignore:The .* split of")
+def test_faces_are_cut_out_into_their_photos_folders(scene: np.ndarray, tmp_path: Path, ferlab: Callable[..., Any]):
+    for place in ("train/happy/a.png", "train/sad/a.jpg", "valid/happy/b.png"):
+        path = tmp_path / "photos" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(scene).save(path)
+    Image.new("L", (200, 200), 128).save(tmp_path / "photos" / "train" / "sad" / "wall.png")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"no photo")
+    command = ("data", "crop", tmp_path / "photos", "--size", 64, "--out")
+    cut = ferlab(*command, tmp_path / "faces")
+    assert cut.code == 0 and f"3 faces are in {tmp_path / 'faces'}" in cut.out
+    assert f"left out: {Path('train', 'sad', 'wall.png')}: no face" in cut.out and "left out: broken.jpg: " in cut.out
+    splits = benchmarks.load("folder", tmp_path / "faces")
+    assert splits.train.classes == ("happy", "sad") and len(splits.train) == 2 and len(splits.valid) == 1
+    face = Image.open(tmp_path / "faces" / "valid" / "happy" / "b.png")
+    assert np.array_equal(face, photos.crop_faces(scene, photos.find_faces(scene)[:1], 64)[0])
+    (tmp_path / "faces" / "train" / "happy" / "a.png").write_bytes(b"as it was")
+    assert ferlab(*command, tmp_path / "faces").out == cut.out  # goes on, and makes no face twice
+    assert (tmp_path / "faces" / "train" / "happy" / "a.png").read_bytes() == b"as it was"
+    assert "lies in" in ferlab(*command, tmp_path / "photos" / "faces").err
+    (tmp_path / "photos" / "train" / "sad" / "wall.jpg").write_bytes(b"")
+    twins = ferlab(*command, tmp_path / "others")
+    assert twins.code == 2 and "same name but for its ending" in twins.err and not (tmp_path / "others").exists()
+    (tmp_path / "empty").mkdir()
+    assert "no photos" in ferlab("data", "crop", tmp_path / "empty", "--out", tmp_path / "others").err
+
+
 def test_the_packaged_recogniser_has_a_card_that_tells_its_accuracy(scene: np.ndarray):
     recogniser = load_pretrained("ferplus")
     probability = recogniser.predict(photos.crop_faces(scene, photos.find_faces(scene)))
