@@ -60,6 +60,11 @@ class Cell:
         noise = self.noise if self.noise in ("none", "given") else f"{self.noise}{100 * self.rate:g}"
         return f"{self.grid}-{self.method}-{self.schedule}-{noise}-{self.seed}"
 
+    @property
+    def group(self) -> tuple[str, str, float]:
+        """Cells alike in it, of the first seed, choose the schedule of those of the others."""
+        return self.method, self.noise, self.rate
+
     def config(self) -> Config:
         """All settings of the training. Raises FerlabError or TypeError for one that does not fit."""
         return profile(self.profile, **self.settings, seed=self.seed)
@@ -217,8 +222,9 @@ def run_grid(
 ) -> list[str]:
     """Run the cells of a grid file that have no result yet, ``jobs`` at a time; returns the names of those run here.
 
-    only: cells whose name contains it. Raises FerlabError for a file that is no grid, where no name contains ``only``,
-    and for results that were made when the grid had other settings.
+    only: cells whose name contains it; of other seeds than the first those with the schedule that did best with it, or,
+    where the first has no results, all of them. Raises FerlabError for a file that is no grid, where no name contains
+    ``only``, and for results that were made when the grid had other settings.
     """
     results = Path(results)
     results.mkdir(parents=True, exist_ok=True)  # before hours of work: a place that cannot be written to
@@ -231,11 +237,13 @@ def run_grid(
         print(f"{len(made)} results are in {results} already", flush=True)
         for name in (result["name"] for result in made if "failed" in result):
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
-    first_seed = cells[0].seed if cells else 0
-    done = _run([c for c in cells if c.seed == first_seed], results, Path(runs_folder), jobs)
-    known = [result for result in _made_before(cells, results) if "failed" not in result]
+    first = [c for c in cells if c.seed == every[0].seed]
+    done = _run(first, results, Path(runs_folder), jobs)
+    rest, tried = [c for c in cells if c.seed != every[0].seed], {c.group for c in first}
+    choosing = [c for c in every if c.seed == every[0].seed and c.group in {each.group for each in rest}]
+    known = [result for result in _made_before(choosing, results) if "failed" not in result]
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
-    later = [c for c in cells if c.seed != first_seed and chosen.get((c.method, c.noise, c.rate)) == c.schedule]
+    later = [c for c in rest if c.schedule == chosen.get(c.group, None if c.group in tried else c.schedule)]
     return done + _run(later, results, Path(runs_folder), jobs)
 
 
@@ -339,7 +347,12 @@ def where(result: dict) -> tuple[str, int, str, str]:
 
 def machine(device: str) -> str:
     """A device in a word: "CPU", or a GPU's model, such as "H100"."""
-    return device.removeprefix("NVIDIA ").split()[0]
+    return next(iter(device.removeprefix("NVIDIA ").split()), device)
+
+
+def named(data: str, rule: str) -> str:
+    """A data set with its label rule, where it has one."""
+    return f"{data} ({rule})" if rule else data
 
 
 def noise_name(noise: str, rate: float) -> str:
@@ -385,7 +398,7 @@ def _table(*numbers: str, may: dict | None = None, **holds: dict) -> dict:
     return {"type": "object", "required": list(needed), "properties": needed | (may or {})}
 
 
-TEXT, TRUTH = {"type": "string", "minLength": 1}, {"type": "boolean"}
+TEXT, TRUTH = {"type": "string"}, {"type": "boolean"}
 SCORE = _table("accuracy", "mean_class_accuracy")
 SCORES = _table("accuracy", "mean_class_accuracy",
                 may={"balanced": _table(**{str(balance): SCORE for balance in BALANCES})})
@@ -535,7 +548,7 @@ def table(results: list[dict], split: str) -> str:
         splits = [[e["split"] for e in r["epochs"] if "split" in e][-1:] for r in mine]
         found = [s for last in splits for s in last]
         cells = [
-            f"{data} ({rule})", noise_name(noise, rate), method, mine[0]["schedule"], str(len(mine)),
+            named(data, rule), noise_name(noise, rate), method, mine[0]["schedule"], str(len(mine)),
             _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
             *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "recovered", "right_after")),
             f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
@@ -628,7 +641,7 @@ def summary(results: list[dict]) -> str:
             gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
             ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
             cells = [
-                f"{place[0]} ({plain[0]['rule']}), {split}",
+                f"{named(place[0], plain[0]['rule'])}, {split}",
                 f"{place[1]:,}, {plain[0]['settings']['backbone']}, {machine(place[3])}",
                 noise_name(noise, rate),
                 *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
@@ -674,7 +687,7 @@ def balance_table(results: list[dict]) -> str:
     for r in best_schedules(results):
         split = shown_split([r])
         if "balanced" in r["scores"][split]:
-            place = f"{r['data']} ({r['rule']}), {split}, {r['faces']['train']:,}, {machine(where(r)[-1])}"
+            place = f"{named(r['data'], r['rule'])}, {split}, {r['faces']['train']:,}, {machine(where(r)[-1])}"
             groups.setdefault((place, noise_name(r["noise"], r["rate"]), r["method"]), []).append(
                 {"0": r["scores"][split]} | r["scores"][split]["balanced"])
     for key, scores in sorted(groups.items()):
@@ -696,7 +709,7 @@ def audit_table(audits: list[dict]) -> str:
         gain = audit["gain_over_cleanlabs_best"]
         pairs = [(ours[kind] - gain[kind], ours[kind]) for kind in ("auroc", "average_precision")]
         pairs.append((right["network's best but the given"], right["audit's suggestion"]))
-        cells = [f"{about['dataset']} ({about['rule']})", about["noise"] or "as given", f"{audit['faces']:,}",
+        cells = [named(about["dataset"], about["rule"]), about["noise"] or "as given", f"{audit['faces']:,}",
                  _percent([audit["wrong_share"]]), *(f"{100 * other:.1f}, **{100 * own:.1f}**" for other, own in pairs)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -630,7 +630,7 @@ def _affectnet_2021(files: _Files, split: str, ask: _Ask) -> _Rows | None:
                           f"{folder}/annotations/…_exp.npy; one of them is empty or missing.")
     by_id = {name.rsplit(".", 1)[0]: name for name in images}
     ids = sorted({*by_id, *(name[:-len("_exp.npy")] for name in notes)}, key=lambda name: (len(name), name))
-    names = [by_id.get(name, f"{name}.jpg") for name in ids]
+    names = [f"{folder}/images/{by_id.get(name, f'{name}.jpg')}" for name in ids]
     labels, wrong = _affectnet_notes(files, [f"{folder}/annotations/{name}_exp.npy" for name in ids], split, ask)
     if wrong and not ask.skip_bad:
         path, reason = next(iter(wrong.items()))
@@ -639,8 +639,7 @@ def _affectnet_2021(files: _Files, split: str, ask: _Ask) -> _Rows | None:
                           "(in Python, skip_bad=True).")
     skipped = [name for name, label in zip(names, labels) if label == -2]
     labelled = np.flatnonzero(labels != -2)
-    return _rows(files, "affectnet", split, f"{folder}/images/", [names[i] for i in labelled], labels[labelled],
-                 unlabelled=skipped)
+    return _rows(files, "affectnet", split, "", [names[i] for i in labelled], labels[labelled], unlabelled=skipped)
 
 
 def _affectnet_notes(files: _Files, paths: list[str], split: str, ask: _Ask) -> tuple[np.ndarray, dict[str, str]]:
@@ -707,7 +706,7 @@ _SPLIT_FOLDERS = {"train": ("train", "training"), "valid": ("valid", "val", "val
 
 
 def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
-    """<split>/<class>/<image>: ``folder`` with the classes it finds, ``sfew`` with its own seven.
+    """<split>/<class>/<image>, the names of the faces: ``folder`` with the classes it finds, ``sfew`` with its seven.
 
     Of ``folder``, <class>/<image> without splits are training faces.
     """
@@ -718,8 +717,14 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one of them for {split}.")
         if named:
             places[split] = named[0]
-    if ask.name == "folder" and not places:
-        places["train"] = ""
+    if ask.name == "folder":
+        flat = [name for name in files.folders() if any(name.lower() in known for known in _SPLIT_FOLDERS.values())
+                and name not in places.values() and files.files(name, IMAGE_ENDINGS)]
+        if flat and (places or len(flat) == len(files.folders())):
+            raise FerlabError(f"{files.root}/{flat[0]} has no folder for each class: put its images into "
+                              f"{flat[0]}/<class>/, or take it away.")
+        if not places:
+            places["train"] = ""
     kinds = {place: files.folders(place) for place in places.values()}
     if ask.name == "sfew":
         classes = tuple(_SFEW.values())
@@ -744,9 +749,9 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             if deeper := files.folders(base + kind):
                 warnings.warn(f"{files.root}/{base}{kind}/{deeper[0]} is a folder in a class's folder, and passed "
                               "over: put its images beside the others.", stacklevel=4)
-            names += [f"{kind}/{image}" for image in images]
+            names += [f"{base}{kind}/{image}" for image in images]
             labels += [classes.index(alias[kind if kind in alias else kind.lower()])] * len(images)
-        found.append(_rows(files, ask.name, split, base, names, np.array(labels), classes=classes))
+        found.append(_rows(files, ask.name, split, "", names, np.array(labels), classes=classes))
     return found
 
 
@@ -829,7 +834,7 @@ def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, d
                 bad = {int(i): reason for i, reason in json.loads(path.with_suffix(".json").read_text())["bad"].items()}
                 if images.shape == shape and images.dtype == np.uint8 and not any(mended(i) for i in bad):
                     break
-            except (OSError, ValueError, KeyError):
+            except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
                 pass
             images = None  # damaged, or it lacks what can be read by now: pack once more
             with suppress(OSError):
@@ -857,7 +862,7 @@ def _fill(path: Path, shape: tuple[int, ...], decode: Callable[[int], np.ndarray
         saved = json.loads(state.read_text())
         if part.stat().st_size >= header.tell() + saved["done"] * item:
             done, bad = saved["done"], saved["bad"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         pass
 
     room = shutil.disk_usage(path.parent).free

@@ -332,7 +332,7 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout,
                              progress=progress, splits=SPLITS if holdout else (split,), **given)
     corrected = Path(directory) / "labels.csv"
-    if same and corrected.is_file():
+    if same and former.get("labels") and corrected.is_file():
         splits = decisions.relabelled(splits, decisions.read_labels(corrected), corrected, holdout=holdout)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
@@ -424,14 +424,15 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
         boxes = np.array(middle) if whole else photos.find_faces(photo)
         faces = photos.crop_faces(photo, boxes, max(48, recogniser.config.size))
         probability = recogniser.predict(faces, balance=balance)
+        places = (boxes * photos.shrunk(path, photo)).tolist()  # in the pixels of the file
         if not len(boxes):
             click.echo(f"{path}: no face that looks at the camera; --whole takes the photo as one face")
-        for i, (box, row) in enumerate(zip(boxes.tolist(), probability, strict=True)):
+        for i, (box, row) in enumerate(zip(places, probability, strict=True)):
             ranked = [f"{recogniser.classes[c]} {percent(row[c])}" for c in np.argsort(-row)[:3]]
             click.echo(f"{path}: face {i + 1} at x {box[0]}, y {box[1]}, {box[2]} pixels wide: {', '.join(ranked)}")
         results.append({"photo": str(path), "faces": [
             {"left": x, "top": y, "side": side, "probability": dict(zip(recogniser.classes, map(float, row)))}
-            for (x, y, side), row in zip(boxes.tolist(), probability, strict=True)]})
+            for (x, y, side), row in zip(places, probability, strict=True)]})
         if directory is not None:
             from ferlab import plots
 
@@ -568,7 +569,9 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
     from ferlab import benchmarks
     from ferlab.data import cache_directory
 
-    made = benchmarks.pack(name, root, size=size, skip_bad=skip_bad, progress=progress, **parse_options(options))
+    numbers = parse_options(options)
+    size = size or numbers.pop("size", None)
+    made = benchmarks.pack(name, root, size=size, skip_bad=skip_bad, progress=progress, **numbers)
     for split, path in made.items():
         click.echo(f"{split}: {path} ({path.stat().st_size / 1e6:,.0f} MB)")
     if skip_bad and made:

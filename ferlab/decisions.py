@@ -254,7 +254,7 @@ def with_labels(faces: FaceSet, labels: Mapping[str, str], path: str | Path = "T
 def relabelled(splits: Splits, labels: Mapping[str, str], path: str | Path, split: str = "train",
                holdout: float = 0.0) -> Splits:
     """``with_labels`` for a split, and with a ``holdout`` for ``valid``, too, whose faces were among its own."""
-    names = (split, "valid") if holdout else (split,)
+    names = ("valid", split) if holdout else (split,)  # a name that both have is of the split
     found = {name: faces for name in names if (faces := getattr(splits, name)) is not None}
     where = {face: name for name, faces in found.items() for face in face_names(faces).tolist()}
     return splits._replace(**{

@@ -514,8 +514,7 @@ class View:
         if any("\n" in text for text in captions):
             captions = [text if "\n" in text else text + "\n " for text in captions]
         chosen = [row == self.row for row in rows.tolist()]
-        with _plain_text():
-            return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS, title=self.summary)
+        return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS, title=self.summary)
 
     def card(self) -> plots.Picture | None:
         """All that is known of the chosen face as a picture; None if there is no face."""
@@ -525,11 +524,10 @@ class View:
         now.retrieve(np.array([row]))
         faces, given = known.faces, int(known.faces.labels[row])
         nearest = now.neighbours(row)
-        with _plain_text():
-            return plots.suspect_card(
-                np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
-                now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
-                faces.labels[nearest], None if known.of_audit else self._how_split(row))
+        return plots.suspect_card(
+            np.asarray(faces.images[row]), known.attention(row), faces.classes, given, now.soft[row],
+            now.precision[row], None if faces.votes is None else faces.votes[row], faces.images[nearest],
+            faces.labels[nearest], None if known.of_audit else self._how_split(row))
 
     def _how_split(self, row: int) -> plots.HowSplit:
         known, given = self.suspects, int(self.suspects.faces.labels[row])
@@ -906,11 +904,6 @@ def _png(picture: plots.Picture) -> bytes:
     with mpl.rc_context(plots.STYLE):
         picture.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": 1})
     return buffer.getvalue()
-
-
-def _plain_text() -> Any:
-    """Names of classes are drawn as they are: a dollar begins no formula."""
-    return mpl.rc_context({"text.parse_math": False})
 
 
 def _or_none(value: int) -> int | None:

@@ -65,6 +65,14 @@ def read_photo(path: str | Path) -> np.ndarray:
                           "it is very large.") from error
 
 
+def shrunk(path: str | Path, photo: np.ndarray) -> int:
+    """How many times smaller than the file tells ``read_photo`` made the photo: 1, 2, 4 or 8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            return round(max(picture.size) / max(photo.shape[:2]))
+
+
 def find_faces(photo: np.ndarray) -> np.ndarray:
     """int [F, 3]: left, top and side, in pixels, of the square boxes of faces that look at the camera, biggest first.
 

@@ -54,7 +54,7 @@ STYLE: Any = {
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
     "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
     "axes.spines.right": False, "figure.dpi": 90, "savefig.dpi": 90, "image.cmap": "gray", "lines.linewidth": 2.2,
-    "hatch.linewidth": 0.8,
+    "hatch.linewidth": 0.8, "text.parse_math": False,  # names of files and classes are shown as they are
 }
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -716,7 +717,7 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
                               " or set FERLAB_CACHE to a folder that can be written.") from error
     try:
         return Splits(*(_open(folder, split) if count else None for split, count in counts.items()))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise FerlabError(f"rendered: {folder} is damaged ({error}); delete it to have it made anew.") from error
 
 

@@ -27,7 +27,7 @@ from ferlab import parallel
 from ferlab.config import Config
 from ferlab.errors import BusyError, FerlabError
 
-TEMPORARY = ".*.[0-9]*.*"  # names that write_whole gives to files that are not yet whole
+TEMPORARY = ".*.[0-9]*.unfinished*"  # names that write_whole gives to files that are not yet whole
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -38,7 +38,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     if not path.name:
         raise FerlabError("A file to write has no name: give the path of a file.")
     # np.savez appends its suffix to other names, so the suffix stays last
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
     device = path.exists() and not (path.is_file() or path.is_dir())  # such as /dev/stdout, to be written into
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,8 @@ class Run:
                               "write to.") from error
         try:
             for unfinished in self.directory.glob(TEMPORARY):
-                unfinished.unlink(missing_ok=True)
+                if unfinished.is_file():
+                    unfinished.unlink(missing_ok=True)
             yield
         finally:
             lock.release()

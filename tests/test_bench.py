@@ -86,6 +86,9 @@ def test_a_grid_tries_schedules_on_the_first_seed_and_is_not_run_twice(tmp_path,
     assert ran == [("one", 0), ("two", 0), ("two", 1)]
     assert run_grid(path, tmp_path / "results") == []
     assert len(read_results(tmp_path / "results")) == 3
+    (tmp_path / "results" / "tiny-plain-two-symmetric30-1.json").unlink()  # asked for alone, it is as chosen before
+    assert run_grid(path, tmp_path / "results", only="symmetric30-1") == ["tiny-plain-two-symmetric30-1"]
+    assert len(run_grid(path, tmp_path / "elsewhere", only="symmetric30-1")) == 2  # nothing there has chosen
 
 
 class Inline:
@@ -313,6 +316,12 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     lucky = result(seed=1, test=0.86)  # of a seed that the others do not have
     assert gap_closed([*noisy, ceiling, lucky], "test") == closed
     assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
+
+
+def test_a_data_set_without_label_rules(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(measured() | {"data": "folder", "rule": ""}))
+    made = read_results(tmp_path)
+    assert "| folder | symmetric 30%" in tables(made) and len(frame(made)) == 2
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}', json.dumps(result()), json.dumps(

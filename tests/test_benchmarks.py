@@ -267,7 +267,7 @@ def test_affectnet_of_2021(root):
     assert seven.train.classes == ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
     assert eight.train.classes == (*seven.train.classes, "contempt")
     assert eight.train.labels.tolist() == [*range(8)] * 2 and seven.valid.labels.tolist() == [*range(7)]
-    assert eight.train.names.tolist() == [f"{i}.jpg" for i in range(16)]
+    assert eight.train.names.tolist() == [f"train_set/images/{i}.jpg" for i in range(16)]
     assert eight.train.images.shape == (16, 112, 112, 3)
     assert (seven.train.images[7] == eight.train.images[8]).all()
     assert lengths(benchmarks.load("affectnet8", fakes.zipped(root), splits=["valid"])) == [None, 8, None]
@@ -297,7 +297,7 @@ def test_affectnet_annotations_that_are_of_no_use(root):
     with pytest.raises(FerlabError, match="4 of 16"):
         benchmarks.load("affectnet8", root)
     train = benchmarks.load("affectnet8", root, skip_bad=True).train
-    assert len(train) == 11 and sorted(train.skipped) == ["3.jpg", "4.jpg", "5.jpg", "6.jpg", "7.jpg"]
+    assert len(train) == 11 and sorted(train.skipped) == [f"train_set/images/{i}.jpg" for i in range(3, 8)]
     shutil.rmtree(notes)
     with pytest.raises(FerlabError, match="one of them is empty or missing"):
         benchmarks.load("affectnet8", root)
@@ -334,7 +334,7 @@ def test_sfew(root):
     assert lengths(splits) == [14, 14, None]
     assert splits.train.classes == ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise")
     assert splits.train.labels.tolist() == np.repeat(range(7), 2).tolist()
-    assert splits.valid.images.shape == (14, 112, 112, 3) and splits.valid.names[0] == "Angry/0.png"
+    assert splits.valid.images.shape == (14, 112, 112, 3) and splits.valid.names[0] == "Val/Angry/0.png"
     (root / "Val/Bored").mkdir()
     with pytest.raises(FerlabError, match="has a folder Bored"):
         benchmarks.load("sfew", root)
@@ -358,6 +358,26 @@ def test_folders_below_a_class_are_told(root):
     (root / "train/merry/more").mkdir()
     with pytest.warns(UserWarning, match="train/merry/more is a folder in a class's folder, and passed over"):
         assert lengths(benchmarks.load("folder", root, size=32)) == [4, None, None]
+
+
+def test_names_are_of_one_split(root):
+    splits = benchmarks.load("folder", fakes.folders(root), size=32)
+    names = [name for faces in splits for name in faces.names.tolist()]
+    assert len(set(names)) == len(names) == 12 and names[0] == "train/cross/0.png"
+
+
+def test_images_of_a_split_need_folders_of_classes(root):
+    fakes.folders(root)
+    for image in (root / "test" / "cross").iterdir():
+        shutil.move(image, root / "test")
+    for kind in ("cross", "merry"):
+        shutil.rmtree(root / "test" / kind)
+    with pytest.raises(FerlabError, match="/test has no folder for each class: put its images into test/<class>/"):
+        benchmarks.load("folder", root)
+    for part in ("train", "valid"):  # no part has: they are no classes themselves
+        shutil.rmtree(root / part)
+    with pytest.raises(FerlabError, match="no folder for each class"):
+        benchmarks.load("folder", root)
 
 
 def test_folders_of_classes_alone_are_training_faces(root):
@@ -495,10 +515,10 @@ def test_every_kind_of_image_is_read_as_it_looks(root):
     train = benchmarks.load("folder", root, size=64).train
     images = dict(zip(train.names, train.images))
     for name, image in images.items():
-        if name.startswith("a/"):
+        if name.startswith("train/a/"):
             assert np.abs(image.astype(int) - grey[:, :, None]).max() <= 3, name
-    assert (images["b/bilevel.png"] == 255 * (grey[:, :, None] > 127)).all()
-    assert (images["b/transparent.png"] == 0).all()
+    assert (images["train/b/bilevel.png"] == 255 * (grey[:, :, None] > 127)).all()
+    assert (images["train/b/transparent.png"] == 0).all()
 
 
 def test_an_image_that_is_not_square_is_cut_around_its_centre(root):
@@ -538,7 +558,8 @@ def test_an_image_that_cannot_be_read(root, name, zipped):
         with pytest.raises(FerlabError, match=rf"1 of 5 train .* cannot be read \(first: train/cross/{name}: .+\)"):
             benchmarks.load("folder", place)
         splits = benchmarks.load("folder", place, skip_bad=True)
-    assert lengths(splits) == [4, 4, 4] and splits.train.skipped == (f"cross/{name}",) and splits.valid.skipped == ()
+    assert lengths(splits) == [4, 4, 4] and splits.valid.skipped == ()
+    assert splits.train.skipped == (f"train/cross/{name}",)
     assert (splits.train.images[0] == benchmarks.load("folder", place, skip_bad=True).train.images[0]).all()
 
 
@@ -664,7 +685,11 @@ def test_a_damaged_pack_is_made_again(root, cache):
     fakes.fer(root, ["train"])
     benchmarks.load("ferplus", root)
     pack = next(cache.glob("*.npy"))
-    pack.write_bytes(pack.read_bytes()[:1000])
+    whole = pack.read_bytes()
+    for damaged in (whole[:1000], b""):
+        pack.write_bytes(damaged)
+        assert (benchmarks.load("ferplus", root).train.images[15] == np.asarray(fakes.face(15))).all()
+    pack.with_suffix(".json").write_text("[]")
     assert (benchmarks.load("ferplus", root).train.images[15] == np.asarray(fakes.face(15))).all()
 
 

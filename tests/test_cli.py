@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import fakes
+import numpy as np
 import pytest
 import torch
 
@@ -143,10 +144,10 @@ def test_a_damaged_image_is_told_or_left_out(ferlab, tmp_path: Path):
     told(ferlab(*toy(root, tmp_path / "run")), "0.png")
     assert not (tmp_path / "run").exists()
     outcome = ferlab(*toy(root, tmp_path / "run", "--skip-bad"))
-    assert outcome.code == 0 and "1 images left out\n  left out: cross/0.png\n" in outcome.out
-    assert json.loads((tmp_path / "run/environment.json").read_text())["skipped"] == {"train": ["cross/0.png"]}
+    assert outcome.code == 0 and "1 images left out\n  left out: train/cross/0.png\n" in outcome.out
+    assert json.loads((tmp_path / "run/environment.json").read_text())["skipped"] == {"train": ["train/cross/0.png"]}
     outcome = ferlab("data", "pack", "--data", "folder", "--root", root, "--skip-bad")
-    assert outcome.code == 0 and "left out: cross/0.png" in outcome.out
+    assert outcome.code == 0 and "left out: train/cross/0.png" in outcome.out
 
 
 def test_a_loss_that_is_not_a_number_is_told_and_leaves_no_checkpoint(ferlab, toy_faces: Path, tmp_path: Path):
@@ -257,6 +258,8 @@ def test_pack_fills_the_cache(ferlab, tmp_path: Path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert all(Path(line.split(": ")[1].split(" (")[0]).is_file() for line in outcome.out.splitlines())
     assert len(outcome.out.splitlines()) == 2
+    outcome = ferlab("data", "pack", "--data", "sfew", "--root", tmp_path / "sfew", "--option", "size=32")
+    assert outcome.code == 0 and np.load(outcome.out.split(": ")[1].split(" (")[0]).shape[1:3] == (32, 32)
 
 
 def test_layout_shows_every_data_set(ferlab):

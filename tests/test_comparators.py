@@ -491,6 +491,16 @@ def test_dividemix_each_network_learns_from_the_others_division():
     assert gradients == [True, False]  # ... so the second has none to learn from
 
 
+def test_dividemix_settings_that_cannot_be_are_told_before_the_training():
+    for wrong in ({"temperature": 0.0}, {"beta": 0.0}):
+        with pytest.raises(FerlabError, match="have to be above 0"):
+            prepared("dividemix", own=wrong)
+    trainer, batch = prepared("dividemix", warm_up=1, own={"rise": 0, "unlabelled_weight": 2.0})
+    trainer.method.epochs_done.fill_(1)
+    trainer.method.clean_probability[:] = 0.0
+    assert terms(trainer, batch)["unlabelled"] > 0  # at once
+
+
 def test_dividemix_divides_by_the_losses_of_all_classes(monkeypatch):
     trainer, _ = prepared("dividemix", count=60, epochs=9, warm_up=2)
     faces, method = trainer.train, trainer.method

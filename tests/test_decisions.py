@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferlab.data import FaceSet
+from ferlab.data import FaceSet, Splits
 from ferlab.decisions import (
     DecisionLog,
     corrected_labels,
@@ -18,6 +18,7 @@ from ferlab.decisions import (
     fingerprint,
     named,
     read_labels,
+    relabelled,
     with_labels,
     write_labels,
 )
@@ -25,6 +26,12 @@ from ferlab.errors import FerlabError
 
 CLASSES = ("calm", "glad", "sad")
 ODD = ('a,b "c".png', "<img src=x onerror=alert(1)>.png", "zwei\nzeilen.png", "ü €.png", "=1+1.png")
+
+
+def test_a_held_out_face_and_a_training_face_of_one_name():
+    train, valid = face_set(split="train"), face_set(split="valid")
+    changed = relabelled(Splits(train, valid, None), {"a.png": "sad"}, "labels.csv", holdout=0.1)
+    assert changed.train.labels[0] != train.labels[0] and (changed.valid.labels == valid.labels).all()
 
 
 def face_set(names=("a.png", "b.png", "c.png", "d.png"), labels=(0, 1, 2, 0), **more) -> FaceSet:

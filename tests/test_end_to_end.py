@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -215,6 +216,15 @@ def test_classes_can_be_balanced(ferlab, toy_run: Path, toy_faces: Path, tmp_pat
     assert ferlab(*command).code == 0
     told = ferlab(*command, "--balance", "0.5")
     assert told.code == 2 and "how frequent its classes were" in told.err
+
+
+def test_labels_left_by_another_training_are_not_scored_against(ferlab, toy_run: Path, toy_faces: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(toy_run, run)
+    (run / "data.json").write_text(json.dumps({"data": "folder", "root": str(toy_faces), "options": {}}))
+    first = benchmarks.load("folder", toy_faces).train
+    write_labels(run / "labels.csv", {str(first.names[0]): first.classes[1 - first.labels[0]]})
+    assert "changed by a file" not in ferlab("evaluate", "--run", run, "--split", "train").out
 
 
 def test_load_pretrained_tells_what_there_is(tmp_path: Path):

@@ -70,6 +70,7 @@ def test_any_kind_of_photo_is_read(scene: np.ndarray, tmp_path: Path, kind: str,
     scale = 0.5 if kind in ("large", "huge") else 1
     assert photo.shape == (480 * scale, 640 * scale, 3) and photo.dtype == np.uint8
     check(photos.find_faces(photo), PLACES * scale)
+    assert photos.shrunk(path, photo) == 1 / scale  # and so are the boxes that the command tells
 
 
 def test_where_the_detector_is_unsure_another_one_has_to_agree(scene: np.ndarray, monkeypatch: pytest.MonkeyPatch):

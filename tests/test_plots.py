@@ -90,6 +90,13 @@ def test_text_is_legible_and_the_style_stays_in_the_pictures():
     assert plt.get_fignums() == []  # nobody has to close them
 
 
+def test_names_with_dollars_are_no_formulas():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    names = (r"$\x$", "a$_$.png", "c")
+    plots.face_grid(images[:2], names[:2], title=names[0]).png()
+    plots.photo_faces(images[0], np.array([[0, 0, 8]]), images[:1], np.full((1, 3), 1 / 3), names, names[1]).png()
+
+
 def test_picture_shows_itself_as_small_png(monkeypatch: pytest.MonkeyPatch):
     from IPython import display
 

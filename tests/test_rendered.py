@@ -1,7 +1,6 @@
 """The rendered faces: the same bytes always, no person in two splits, no shortcut, and a truth that holds."""
 
 import errno
-import os
 
 import numpy as np
 import pytest
@@ -181,10 +180,14 @@ def test_other_errors(tmp_path):
 def test_a_damaged_cache_is_told(tmp_path):
     one = {"size": 24, "train": 1, "valid": 0, "test": 0, "cache": tmp_path}
     assert rendered.load(**one).valid is None
-    images = next(tmp_path.glob("*/train-images.npy"))
-    os.truncate(images, 40)
-    with pytest.raises(FerlabError, match="delete it"):
-        rendered.load(**one)
+    for name in ("train-images.npy", "train.npz"):
+        part = next(tmp_path.glob(f"*/{name}"))
+        whole = part.read_bytes()
+        for left in (40, 0):
+            part.write_bytes(whole[:left])
+            with pytest.raises(FerlabError, match="delete it"):
+                rendered.load(**one)
+        part.write_bytes(whole)
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_the_chunks_and_nothing_else(tmp_path, monkeypatch):

@@ -213,6 +213,15 @@ def test_states_with_code_are_refused(tmp_path):
     assert not (tmp_path / "code_has_run").exists()
 
 
+def test_only_what_ferlab_left_unfinished_is_removed(tmp_path):
+    left = tmp_path / ".checkpoint.123.unfinished.pt"
+    for path in (left, tmp_path / ".notes.2024.txt"):
+        path.write_text("kept")
+    (tmp_path / ".venv.3.10").mkdir()
+    with Run(tmp_path).alone():
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".notes.2024.txt", ".venv.3.10"]
+
+
 def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
     run, code = Run(tmp_path / "run"), "import sys; from ferlab.runs import Run\nwith Run(sys.argv[1]).alone(): input()"
     other = subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdin=subprocess.PIPE)

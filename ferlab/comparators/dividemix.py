@@ -36,6 +36,7 @@ from ferlab import metrics
 from ferlab.comparators._parts import Comparator
 from ferlab.config import Config
 from ferlab.data import FaceSet
+from ferlab.errors import FerlabError
 from ferlab.masking import batch_statistics_untouched
 from ferlab.model import DRFER, Features
 from ferlab.training import Batch, Trainer, collect
@@ -71,6 +72,8 @@ class DivideMix(Comparator):
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
+        if not (self.temperature > 0 and self.beta > 0):
+            raise FerlabError("own.temperature and own.beta of dividemix have to be above 0.")
         self.register_buffer("clean_probability", torch.ones(2, len(train)))
 
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -81,7 +84,8 @@ class DivideMix(Comparator):
         with torch.no_grad(), batch_statistics_untouched(network):
             guesses = [torch.stack([twin(view).logits.float().softmax(1) for view in
                                     (batch.images, batch.images.flip(3))]).mean(0) for twin in network.twins]
-        unlabelled_weight = self.unlabelled_weight * min(1.0, (int(self.epochs_done) - self.config.warm_up) / self.rise)
+        risen = (int(self.epochs_done) - self.config.warm_up) / self.rise if self.rise > 0 else 1.0
+        unlabelled_weight = self.unlabelled_weight * min(1.0, risen)
         totals = []
         for k, twin in enumerate(network.twins):
             w = self.clean_probability[1 - k, batch.index]
