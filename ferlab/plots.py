@@ -45,6 +45,7 @@ EMOTIONS = {
     "contempt": "#1f0601",
 }
 CLEAN, WRONG = "#a9bcc6", "#d6006c"  # right and wrong labels, in every picture; wrong ones are hatched or framed too
+FAINT = "#e9e9e9"  # what only shows where the others lie
 # Runs and methods (Okabe and Ito), each with its own dash.
 LINES = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -431,9 +432,15 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
         share = f", {100 * wrong_ones[mine].mean():.0f} % wrong" if wrong is not None and mine.any() else ""
         each.set_title(f"{classes[c]}{share}", fontsize=12)
     _label_faces(axes, xlabel)
+    marks: dict[str, Any] = {}
     if wrong is not None:
-        figure.legend([Patch(facecolor=CLEAN), Patch(facecolor=WRONG, hatch="////", edgecolor="white")],
-                      ["clean label", "wrong label"], loc="outside lower center", ncols=2)
+        marks = {"clean label": Patch(facecolor=CLEAN),
+                 "wrong label": Patch(facecolor=WRONG, hatch="////", edgecolor="white")}
+    if any((mixtures or {}).values()):
+        marks |= {"the mixture's clean part": Line2D([], [], color="black", linewidth=1.8),
+                  "its wrong part": Line2D([], [], color="black", linewidth=1.8, linestyle="--")}
+    if marks:
+        figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -724,7 +731,7 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
     values: {series: (mean, half-width) of each group}; half-width nan = no whisker (one seed), mean nan = no dot.
     reference: where a line is drawn, such as 0 for differences.
     """
-    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.34 + 0.17 * len(values)) * len(groups) + 0.3 * bool(title), title)
+    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.26 + 0.11 * len(values)) * len(groups) + 0.3 * bool(title), title)
     step = 0.7 / max(len(values), 1)
     for s, ((name, pairs), (colour, _, marker)) in enumerate(zip(values.items(), STYLES)):
         mean, half = np.asarray(pairs, float).reshape(-1, 2).T
@@ -739,6 +746,25 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
     axes[0, 0].tick_params(axis="y", length=0)
     if len(values) > 1:
         figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def trade_off(values: Mapping[str, Any], xlabel: str, ylabel: str, notes: Sequence[str] = (), title: str = ""
+              ) -> Picture:
+    """Paths in the plane: values {name: [K, 2]}, x and y of each step; their first step larger, notes at the steps."""
+    figure, axes = _figure(1, 1, 8, 4.6, title)
+    for (name, steps), (colour, dash, marker) in zip(values.items(), STYLES):
+        x, y = np.asarray(steps, float).reshape(-1, 2).T
+        axes[0, 0].plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
+        axes[0, 0].plot(x[:1], y[:1], color=colour, marker=marker, markersize=12, linestyle="")
+        for each, *place in zip(notes, x, y):
+            axes[0, 0].annotate(each, place, (6, 5), textcoords="offset points", fontsize=9, color=colour)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    axes[0, 0].margins(0.12)
+    axes[0, 0].grid(color="#dddddd")
+    if len(values) > 1:
+        figure.legend(loc="outside right upper", handlelength=2.6)
     return figure
 
 
@@ -808,9 +834,9 @@ def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str =
 @_styled
 def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str],
                    wrong: np.ndarray | None = None, title: str = "") -> Picture:
-    """Maps of the same N faces side by side, in their class's colour; below, the same with wrong labels marked.
+    """Maps of the same N faces side by side, in their class's colour; below, of those with a wrong label only.
 
-    maps: {title: [N, 2]}, coordinates of no unit; labels: int [N]; wrong: bool [N], None = no second row.
+    maps: {title: [N, 2]}, coordinates of no unit; labels: int [N], true ones; wrong: bool [N], None = no second row.
     """
     rows = 1 if wrong is None else 2
     figure, axes = _figure(rows, len(maps), 3.6 * len(maps), 3.2 * rows + 0.7, title)
@@ -819,16 +845,16 @@ def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: 
         column[0].scatter(*place.T, s=7, c=[colours[c] for c in labels], linewidths=0)
         column[0].set_title(name)
         if wrong is not None:
-            column[1].scatter(*place[~wrong].T, s=6, color=CLEAN, linewidths=0)
-            column[1].scatter(*place[wrong].T, s=9, color=WRONG, marker="x", linewidths=0.8)
+            column[1].scatter(*place[~wrong].T, s=6, color=FAINT, linewidths=0)
+            column[1].scatter(*place[wrong].T, s=16, c=[colours[c] for c in labels[wrong]], marker="x", linewidths=1.2)
     for each in axes.flat:
         each.set(xticks=[], yticks=[])
         each.spines[:].set(visible=True, color="#cccccc")
     marks = [Line2D([], [], marker="o", linestyle="", color=colours[c]) for c in np.unique(labels)]
     names = [classes[c] for c in np.unique(labels)]
     if wrong is not None:
-        marks += [Line2D([], [], marker="o", linestyle="", color=CLEAN),
-                  Line2D([], [], marker="x", linestyle="", color=WRONG, markeredgewidth=2)]
+        marks += [Line2D([], [], marker="o", linestyle="", color=FAINT),
+                  Line2D([], [], marker="x", linestyle="", color="black", markeredgewidth=2)]
         names += ["clean label", "wrong label"]
     figure.legend(marks, names, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=1.2)
     return figure

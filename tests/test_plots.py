@@ -297,7 +297,8 @@ def test_loss_histogram_counts_clean_and_wrong_and_draws_the_mixture():
         assert height.sum() * (line[1] - line[0]) / width == pytest.approx(300 * share, rel=0.1)
     assert clean.get_xdata()[clean.get_ydata().argmax()] == pytest.approx(0.5, abs=0.1)
     assert other.get_linestyle() == "--" and not picture.axes[1].lines
-    assert [text.get_text() for text in picture.legends[0].get_texts()] == ["clean label", "wrong label"]
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == [
+        "clean label", "wrong label", "the mixture's clean part", "its wrong part"]
     shown(picture)
     assert not plots.loss_histogram(losses, given, ("neutral", "fear")).legends
 
@@ -404,6 +405,14 @@ def test_lines_are_the_values(log: bool):
     shown(axes.figure)
 
 
+def test_trade_off_goes_from_step_to_step_and_notes_them():
+    axes = plots.trade_off({"a": [(1, 2), (3, 4)], "b": [(2, 2), (2, 3)]}, "accuracy", "mean", ["0", "0.5"]).axes[0]
+    path, start = axes.lines[:2]
+    assert path.get_xydata().tolist() == [[1, 2], [3, 4]] and start.get_xydata().tolist() == [[1, 2]]
+    assert texts(axes) == ["0", "0.5"] * 2
+    shown(axes.figure)
+
+
 def test_schedule_shows_spans_and_moments_at_their_epochs():
     picture = plots.schedule({"all labels": (0, 20), "soft labels": (20, 30)}, {"split": [20]}, np.ones(30))
     rate, parts = picture.axes
@@ -447,6 +456,7 @@ def test_embedding_maps_put_each_face_in_its_place_and_colour():
     clean, marked = picture.axes[2].collections
     np.testing.assert_array_equal(marked.get_offsets(), place[wrong])
     assert len(clean.get_offsets()) == 30
+    assert {to_hex(colour) for colour in marked.get_edgecolors()} == {EMOTIONS["happiness"], EMOTIONS["fear"]}  # true
     names = [text.get_text() for text in picture.legends[0].get_texts()]
     assert names == ["happiness", "fear", "clean label", "wrong label"]
     shown(picture)
