@@ -154,7 +154,7 @@ class DRFERMethod(Method):
 
     def frequencies(self) -> Tensor:
         learned = (self.weight[:, None] * self.new_targets).sum(0)
-        return learned / learned.sum()
+        return self.smoothed(learned / learned.sum())
 
     def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config

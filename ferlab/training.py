@@ -85,10 +85,13 @@ class Method(nn.Module):
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """Soft cross-entropy, averaged over the batch: logits, targets [B, C]; weight [B]."""
-        smoothing = self.config.label_smoothing
-        targets = targets * (1 - smoothing) + smoothing / self.num_classes
-        loss = -(targets * F.log_softmax(logits.float(), dim=1)).sum(1)
+        loss = -(self.smoothed(targets) * F.log_softmax(logits.float(), dim=1)).sum(1)
         return loss.mean() if weight is None else (loss * weight).mean()
+
+    def smoothed(self, targets: Tensor) -> Tensor:
+        """Soft labels [..., C] with ``label_smoothing`` of each spread over all classes."""
+        smoothing = self.config.label_smoothing
+        return targets * (1 - smoothing) + smoothing / self.num_classes
 
     def round_of(self, epoch: int) -> tuple[int, int]:
         """First epoch, from 0, of the round that ``epoch`` belongs to, and the first after it.
@@ -102,8 +105,8 @@ class Method(nn.Module):
         return {}
 
     def frequencies(self) -> Tensor:
-        """[C], the share of each class among the labels as they are learned from now; sum 1."""
-        return self.targets.mean(0)
+        """[C], the share of each class among the labels as they are learned from now, smoothed; sum 1."""
+        return self.smoothed(self.targets.mean(0))
 
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
         """What is known of each face at the end, by split, for the explorer and the notebooks.

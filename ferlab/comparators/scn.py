@@ -65,7 +65,7 @@ class SCN(Comparator):
         self.register_buffer("new_targets", self.targets.clone())
 
     def frequencies(self) -> Tensor:
-        return self.new_targets.mean(0)
+        return self.smoothed(self.new_targets.mean(0))
 
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         features, alpha = network.weighted(batch.images)
