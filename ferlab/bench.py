@@ -39,6 +39,7 @@ SAME_FACES = ("options", "noise", "rate", "seed")  # results alike in these, and
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
 
+
 @dataclass(frozen=True)
 class Cell:
     """One training of a grid; ``method`` and ``schedule`` are the names that the grid gives to ``settings``."""
@@ -237,10 +238,11 @@ def run_grid(
         print(f"{len(made)} results are in {results} already", flush=True)
         for name in (result["name"] for result in made if "failed" in result):
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
-    first = [c for c in cells if c.seed == every[0].seed]
+    first_seed = every[0].seed
+    first, rest = [c for c in cells if c.seed == first_seed], [c for c in cells if c.seed != first_seed]
     done = _run(first, results, Path(runs_folder), jobs)
-    rest, tried = [c for c in cells if c.seed != every[0].seed], {c.group for c in first}
-    choosing = [c for c in every if c.seed == every[0].seed and c.group in {each.group for each in rest}]
+    tried, waiting = {c.group for c in first}, {c.group for c in rest}
+    choosing = [c for c in every if c.seed == first_seed and c.group in waiting]
     known = [result for result in _made_before(choosing, results) if "failed" not in result]
     chosen = {(r["method"], r["noise"], r["rate"]): r["schedule"] for r in best_schedules(known)}
     later = [c for c in rest if c.schedule == chosen.get(c.group, None if c.group in tried else c.schedule)]

@@ -583,11 +583,11 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
 
 
 @data.command()
-@click.argument("photos", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folder", metavar="PHOTOS", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the faces.")
 @click.option("--size", type=click.IntRange(32, 1024), default=96, show_default=True, help="Side of the faces, pixels.")
 @click.option("--progress/--no-progress", default=None, help="Show a bar. [default: on a terminal only]")
-def crop(photos: Path, out: Path, size: int, progress: bool | None) -> None:
+def crop(folder: Path, out: Path, size: int, progress: bool | None) -> None:
     """Cut the largest face out of each photo in a folder and in those within it.
 
     The folders, such as <split>/<class>, stay as they are, so that --data folder --root OUT reads the faces. Photos
@@ -596,16 +596,13 @@ def crop(photos: Path, out: Path, size: int, progress: bool | None) -> None:
     from PIL import Image
     from tqdm import tqdm
 
-    from ferlab.benchmarks import IMAGE_ENDINGS
-    from ferlab.photos import crop_faces, find_faces, read_photo
+    from ferlab import photos
     from ferlab.runs import write_whole
 
-    if photos.resolve() in (out.resolve(), *out.resolve().parents):
-        raise FerlabError(f"{out} lies in {photos}, so that faces would be taken for photos: give another --out.")
-    found = sorted(path for path in photos.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    if not found:
-        raise FerlabError(f"There are no photos in {photos}, nor in folders within it.")
-    places = {path: out / path.relative_to(photos).with_suffix(".png") for path in found}
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise FerlabError(f"{out} lies in {folder}, so that faces would be taken for photos: give another --out.")
+    found = photos.photos_in(folder, within=True)
+    places = {path: out / path.relative_to(folder).with_suffix(".png") for path in found}
     if len(set(places.values())) < len(places):
         twice = next(path for path in found if list(places.values()).count(places[path]) > 1)
         raise FerlabError(f"{twice} and another photo there have the same name but for its ending, so that one face "
@@ -615,15 +612,15 @@ def crop(photos: Path, out: Path, size: int, progress: bool | None) -> None:
         if place.exists():
             continue
         try:
-            photo = read_photo(path)
+            photo = photos.read_photo(path)
         except FerlabError as error:
-            left_out.append(f"{path.relative_to(photos)}: {error}")
+            left_out.append(f"{path.relative_to(folder)}: {error}")
             continue
-        boxes = find_faces(photo)
+        boxes = photos.find_faces(photo)
         if not len(boxes):
-            left_out.append(f"{path.relative_to(photos)}: no face that looks at the camera")
+            left_out.append(f"{path.relative_to(folder)}: no face that looks at the camera")
             continue
-        face = Image.fromarray(crop_faces(photo, boxes[:1], size)[0])
+        face = Image.fromarray(photos.crop_faces(photo, boxes[:1], size)[0])
         write_whole(place, functools.partial(face.save, format="PNG"))
     click.echo("\n".join([f"{len(places) - len(left_out):,} faces are in {out}", *_skipped_lines(left_out)]))
 

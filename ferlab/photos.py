@@ -29,10 +29,11 @@ SURE = 20  # detections of one face that need no second opinion
 FRAME = 1.07  # side of a face's box over that of the detector's, which was 0.93 of FER+'s valid images
 
 
-def photos_in(folder: str | Path) -> list[Path]:
-    """The photos in a folder, by name; those in folders within it are left out. Raises FerlabError if there are none.
+def photos_in(folder: str | Path, within: bool = False) -> list[Path]:
+    """The photos in a folder, by name, and ``within`` also those in its folders. Raises FerlabError if there are none.
     """
-    found = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    paths = (path for path in Path(folder).rglob("*") if not path.is_dir()) if within else Path(folder).iterdir()
+    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_ENDINGS)
     if not found:
         raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
     return found

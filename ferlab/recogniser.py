@@ -92,7 +92,8 @@ class Recogniser:
         equally frequent (``metrics.balanced``). Raises FerlabError for images of another shape or type, and for a
         balance where ``frequencies`` are not known.
         """
-        if balance and self.frequencies is None:
+        frequencies = self.frequencies if balance else None
+        if balance and frequencies is None:
             raise FerlabError("This recogniser does not tell how frequent its classes were, which a balance needs: "
                               "train it again.")
         if isinstance(images, torch.Tensor):
@@ -109,9 +110,9 @@ class Recogniser:
         if not torch.isfinite(logits).all():
             raise FerlabError("The network's output is not a number: its training went astray; train it again.")
         probabilities = logits.softmax(1).cpu().numpy()
-        if balance and self.frequencies is not None:
-            probabilities = metrics.balanced(probabilities, self.frequencies, balance).astype(np.float32)
-        return probabilities
+        if frequencies is None:
+            return probabilities
+        return metrics.balanced(probabilities, frequencies, balance).astype(np.float32)
 
     def save(self, path: str | Path) -> None:
         """Write network (in half precision), classes and settings into one file; ``load_pretrained`` reads it."""
