@@ -431,12 +431,15 @@ def _read_all(folder: str | Path, schema: dict = RESULT, pattern: str = "*.json"
     check = Draft202012Validator(schema).validate
     records = []
     for path in sorted(Path(folder).glob(pattern)):
+        if (path.parent / "config.json").exists():  # a run directory
+            continue
         try:
             record = json_object(path.read_text())
             check(record)
             records.append(record)
         except (OSError, ValueError, ValidationError) as error:
-            raise FerlabError(f"{path} is no result of ferlab: delete it and measure again.") from error
+            raise FerlabError(f"{path} is no result of ferlab: move it elsewhere; if it was one, measure it "
+                              "again.") from error
     return records
 
 
@@ -623,35 +626,44 @@ def summary(results: list[dict]) -> str:
     lines = ["| data (rule) | training faces, network, machine | label noise | plain | best other | DR-FER "
              "| DR-FER above plain | true labels |", "|---|---|---|---|---|---|---|---|"]
     chosen = best_schedules(results)
-    for place in sorted({where(r) for r in chosen}):
+    for (place, noise, rate), methods in _by_labels(chosen).items():
         here = [r for r in chosen if where(r) == place]
         split = shown_split(here)
-        for noise, rate in sorted({(r["noise"], r["rate"]) for r in here}):
-            groups: dict[str, list[dict]] = {}
-            for r in here:
-                if (r["noise"], r["rate"]) == (noise, rate):
-                    groups.setdefault(r["method"], []).append(r)
-            wholes = [mine for mine in groups.values() if _is_whole(mine[0]["settings"])]
-            others = [mine for name, mine in groups.items()
-                      if name != "plain" and mine[0]["settings"]["method"] != "drfer"]
-            if not wholes or "plain" not in groups:
-                continue
-            plain, whole = groups["plain"], max(wholes, key=_standing)
-            three = [plain, max(others, key=_standing, default=[]), whole]
-            best = max((mine for mine in three if mine), key=lambda mine: _mean_accuracy(mine, split))
-            at = {r["seed"]: r["scores"][split]["accuracy"] for r in plain}
-            gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
-            ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
-            cells = [
-                f"{named(place[0], plain[0]['rule'])}, {split}",
-                f"{place[1]:,}, {plain[0]['settings']['backbone']}, {machine(place[3])}",
-                noise_name(noise, rate),
-                *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
-                  for mine in three),
-                _percent(gains), _score(ceiling, split) if ceiling else "-",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+        three = plain, _, whole = _plain_other_whole(methods)
+        if not whole or not plain:
+            continue
+        best = max((mine for mine in three if mine), key=lambda mine: _mean_accuracy(mine, split))
+        at = {r["seed"]: r["scores"][split]["accuracy"] for r in plain}
+        gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
+        ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
+        cells = [
+            f"{named(place[0], plain[0]['rule'])}, {split}",
+            f"{place[1]:,}, {plain[0]['settings']['backbone']}, {machine(place[3])}",
+            noise_name(noise, rate),
+            *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
+              for mine in three),
+            _percent(gains), _score(ceiling, split) if ceiling else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _by_labels(results: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
+    """{(``where``, noise, rate): {method: its results}}, sorted."""
+    found: dict[tuple, dict[str, list[dict]]] = {}
+    for r in sorted(results, key=lambda r: (where(r), r["noise"], r["rate"])):
+        found.setdefault((where(r), r["noise"], r["rate"]), {}).setdefault(r["method"], []).append(r)
+    return found
+
+
+def _plain_other_whole(methods: dict[str, list[dict]]) -> tuple[list[dict], list[dict], list[dict]]:
+    """The results of plain training, of the best other method, and of the best variant of DR-FER with all its parts.
+
+    [] where there is none; best: of those with most seeds that with the highest accuracy on valid.
+    """
+    wholes = [mine for mine in methods.values() if _is_whole(mine[0]["settings"])]
+    others = [mine for name, mine in methods.items() if name != "plain" and mine[0]["settings"]["method"] != "drfer"]
+    return methods.get("plain", []), max(others, key=_standing, default=[]), max(wholes, key=_standing, default=[])
 
 
 def _is_whole(settings: dict) -> bool:
@@ -680,21 +692,20 @@ def _score(results: list[dict], split: str, bold: bool = False) -> str:
 def balance_table(results: list[dict]) -> str:
     """A Markdown table of accuracies in per cent, in brackets means over classes, under each balance of the classes.
 
-    Of the chosen schedules, and of the results that tell them, on the test split or on valid where that is held back.
+    Of plain training, the best other method and the best DR-FER (as in ``summary``) among the results that tell them;
+    on the test split, or on valid where that is held back.
     """
     balances = ["0", *map(str, BALANCES)]
     lines = ["| data (rule), training faces, machine | label noise | method | balance "
              + " | ".join(balances) + " |", "|---" * (3 + len(balances)) + "|"]
-    groups: dict[tuple, list[dict]] = {}
-    for r in best_schedules(results):
-        split = shown_split([r])
-        if "balanced" in r["scores"][split]:
-            place = f"{named(r['data'], r['rule'])}, {split}, {r['faces']['train']:,}, {machine(where(r)[-1])}"
-            groups.setdefault((place, noise_name(r["noise"], r["rate"]), r["method"]), []).append(
-                {"0": r["scores"][split]} | r["scores"][split]["balanced"])
-    for key, scores in sorted(groups.items()):
-        cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
-        lines.append("| " + " | ".join([*key, *cells]) + " |")
+    told = [r for r in best_schedules(results) if "balanced" in r["scores"][shown_split([r])]]
+    for (place, noise, rate), methods in _by_labels(told).items():
+        for mine in filter(None, _plain_other_whole(methods)):
+            split = shown_split(mine)
+            scores = [{"0": r["scores"][split]} | r["scores"][split]["balanced"] for r in mine]
+            cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
+            about = f"{named(place[0], mine[0]['rule'])}, {split}, {place[1]:,}, {machine(place[3])}"
+            lines.append("| " + " | ".join([about, noise_name(noise, rate), mine[0]["method"], *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -403,11 +403,12 @@ def _label_faces(axes: np.ndarray, name: str) -> None:
 def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str], wrong: np.ndarray | None = None,
                    mixtures: Mapping[int, TwoGaussians | None] | None = None, columns: int = 4,
                    title: str = "", xlabel: str = "loss") -> Picture:
-    """For each given class the histogram of its faces' losses, clean and wrong labels stacked, and its fitted mixture.
+    """For each given class the histogram of its faces' losses, right and wrong labels stacked, and its fitted mixture.
 
     losses: [N]; given: int [N]; wrong: bool [N], True = the label is wrong, None = not known.
     mixtures: {class: its two Gaussians, or None where it was not split}, as ``ClassMixture.mixtures``. Their curves
-    are scaled to the counts: solid the clean component, dashed the wrong one.
+    are scaled to the counts: solid the low component, dashed the high one. Counts are drawn by their square roots, so
+    that the few wrong labels can be seen beside the many right ones.
     """
     losses, given = np.asarray(losses, float), np.asarray(given)
     wrong_ones = np.zeros(len(losses), bool) if wrong is None else np.asarray(wrong, bool)
@@ -432,13 +433,17 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
         share = f", {100 * wrong_ones[mine].mean():.0f} % wrong" if wrong is not None and mine.any() else ""
         each.set_title(f"{classes[c]}{share}", fontsize=12)
     _label_faces(axes, xlabel)
+    for each in axes.flat[:len(classes)]:
+        most = each.get_ylim()[1]
+        each.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+        each.set(ylim=(0, most), yticks=np.square(MaxNLocator(4, integer=True).tick_values(0, most**0.5))[:-1])
     marks: dict[str, Any] = {}
     if wrong is not None:
-        marks = {"clean label": Patch(facecolor=CLEAN),
+        marks = {"right label": Patch(facecolor=CLEAN),
                  "wrong label": Patch(facecolor=WRONG, hatch="////", edgecolor="white")}
     if any((mixtures or {}).values()):
-        marks |= {"the mixture's clean part": Line2D([], [], color="black", linewidth=1.8),
-                  "its wrong part": Line2D([], [], color="black", linewidth=1.8, linestyle="--")}
+        marks |= {"low Gaussian": Line2D([], [], color="black", linewidth=1.8),
+                  "high Gaussian": Line2D([], [], color="black", linewidth=1.8, linestyle="--")}
     if marks:
         figure.legend(list(marks.values()), list(marks), loc="outside lower center", ncols=4)
     return figure
@@ -752,14 +757,17 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
 @_styled
 def trade_off(values: Mapping[str, Any], xlabel: str, ylabel: str, notes: Sequence[str] = (), title: str = ""
               ) -> Picture:
-    """Paths in the plane: values {name: [K, 2]}, x and y of each step; their first step larger, notes at the steps."""
+    """Paths in the plane: values {name: [K, 2]}, x and y of each step; their first step larger.
+
+    notes: what the K steps are; they stand at those of the longest path, as on shorter ones they would overlap.
+    """
     figure, axes = _figure(1, 1, 8, 4.6, title)
-    for (name, steps), (colour, dash, marker) in zip(values.items(), STYLES):
-        x, y = np.asarray(steps, float).reshape(-1, 2).T
-        axes[0, 0].plot(x, y, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
-        axes[0, 0].plot(x[:1], y[:1], color=colour, marker=marker, markersize=12, linestyle="")
-        for each, *place in zip(notes, x, y):
-            axes[0, 0].annotate(each, place, (6, 5), textcoords="offset points", fontsize=9, color=colour)
+    paths = {name: np.asarray(steps, float).reshape(-1, 2) for name, steps in values.items()}
+    for (name, path), (colour, dash, marker) in zip(paths.items(), STYLES):
+        axes[0, 0].plot(*path.T, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
+        axes[0, 0].plot(*path[:1].T, color=colour, marker=marker, markersize=12, linestyle="")
+    for each, place in zip(notes, max(paths.values(), key=lambda path: np.ptp(path, axis=0).sum(), default=())):
+        axes[0, 0].annotate(each, place, (6, 5), textcoords="offset points", fontsize=10)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     axes[0, 0].margins(0.12)
     axes[0, 0].grid(color="#dddddd")
@@ -855,7 +863,7 @@ def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: 
     if wrong is not None:
         marks += [Line2D([], [], marker="o", linestyle="", color=FAINT),
                   Line2D([], [], marker="x", linestyle="", color="black", markeredgewidth=2)]
-        names += ["clean label", "wrong label"]
+        names += ["right label", "wrong label"]
     figure.legend(marks, names, loc="outside lower center", ncols=5, handletextpad=0.1, columnspacing=1.2)
     return figure
 

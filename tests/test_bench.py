@@ -333,6 +333,14 @@ def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
             reader(tmp_path)
 
 
+def test_run_directories_among_results_are_passed_over(tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for name in ("config.json", "data.json"):
+        (tmp_path / "runs" / "a" / name).write_text("{}")
+    (tmp_path / "one.json").write_text(json.dumps(measured()))
+    assert len(read_results(tmp_path)) == 1
+
+
 def test_settings_that_a_method_does_not_obey_do_not_set_its_results_apart():
     plain = [result(seed=seed) | {"settings": {"method": "plain", "epochs": 1, "seed": seed} | more}
              for seed, more in ((0, {"keep_given": "all"}), (1, {"keep_given": "posterior"}))]
@@ -466,18 +474,21 @@ def test_tables_mark_what_a_cpu_trained_in_half_precision():
     assert "bfloat16" not in tables([result(), on_gpu])
 
 
-def test_balances_have_a_table_of_the_results_that_tell_them():
+def test_balances_have_a_table_of_plain_training_the_best_other_and_drfer():
     def told(**changes):
         made = result(**changes)
         for score in made["scores"].values():
             score["balanced"] = {key: {"accuracy": 0.4, "mean_class_accuracy": 0.6} for key in ("0.25", "0.5", "0.75")}
             score["balanced"]["1.0"] = {"accuracy": 0.3, "mean_class_accuracy": 0.7}
-        return made
+        whole = profile("quick", method="drfer" if changes["method"] == "full" else changes["method"])
+        return made | {"settings": vars(whole)}
 
-    lines = balance_table([result(), told(method="full"), told(method="full", seed=1, test=0.52)]).splitlines()
-    assert lines[0].endswith("| method | balance 0 | 0.25 | 0.5 | 0.75 | 1.0 |") and len(lines) == 3
-    assert lines[2].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | full | 51.0 ± 12.7 (25.5) | 40.0")
-    assert lines[2].endswith("| 30.0 ± 0.0 (70.0) |")
+    full = told(method="full"), told(method="full", seed=1, test=0.52)
+    lines = balance_table([result(), told(method="scn"), told(method="eac", valid=0.6), *full]).splitlines()
+    assert lines[0].endswith("| method | balance 0 | 0.25 | 0.5 | 0.75 | 1.0 |") and len(lines) == 4
+    assert lines[2].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | eac | 50.0 (25.0) | 40.0 (60.0) |")
+    assert lines[3].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | full | 51.0 ± 12.7 (25.5) | 40.0")
+    assert lines[3].endswith("| 30.0 ± 0.0 (70.0) |")
 
 
 def test_readme_quotes_the_recorded_results_and_nothing_else():

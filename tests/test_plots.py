@@ -298,7 +298,7 @@ def test_loss_histogram_counts_clean_and_wrong_and_draws_the_mixture():
     assert clean.get_xdata()[clean.get_ydata().argmax()] == pytest.approx(0.5, abs=0.1)
     assert other.get_linestyle() == "--" and not picture.axes[1].lines
     assert [text.get_text() for text in picture.legends[0].get_texts()] == [
-        "clean label", "wrong label", "the mixture's clean part", "its wrong part"]
+        "right label", "wrong label", "low Gaussian", "high Gaussian"]
     shown(picture)
     assert not plots.loss_histogram(losses, given, ("neutral", "fear")).legends
 
@@ -405,11 +405,11 @@ def test_lines_are_the_values(log: bool):
     shown(axes.figure)
 
 
-def test_trade_off_goes_from_step_to_step_and_notes_them():
-    axes = plots.trade_off({"a": [(1, 2), (3, 4)], "b": [(2, 2), (2, 3)]}, "accuracy", "mean", ["0", "0.5"]).axes[0]
-    path, start = axes.lines[:2]
+def test_trade_off_goes_from_step_to_step_and_notes_those_of_the_longest_path():
+    axes = plots.trade_off({"b": [(2, 2), (2, 3)], "a": [(1, 2), (3, 4)]}, "accuracy", "mean", ["0", "0.5"]).axes[0]
+    path, start = axes.lines[2:]
     assert path.get_xydata().tolist() == [[1, 2], [3, 4]] and start.get_xydata().tolist() == [[1, 2]]
-    assert texts(axes) == ["0", "0.5"] * 2
+    assert [(note.get_text(), list(note.xy)) for note in axes.texts] == [("0", [1, 2]), ("0.5", [3, 4])]
     shown(axes.figure)
 
 
@@ -458,7 +458,7 @@ def test_embedding_maps_put_each_face_in_its_place_and_colour():
     assert len(clean.get_offsets()) == 30
     assert {to_hex(colour) for colour in marked.get_edgecolors()} == {EMOTIONS["happiness"], EMOTIONS["fear"]}  # true
     names = [text.get_text() for text in picture.legends[0].get_texts()]
-    assert names == ["happiness", "fear", "clean label", "wrong label"]
+    assert names == ["happiness", "fear", "right label", "wrong label"]
     shown(picture)
     assert len(plots.embedding_maps({"one": place}, labels, CLASSES).axes) == 1
 
