@@ -134,6 +134,10 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         except (FerlabError, TypeError) as error:
             raise FerlabError(f'{line(cell.method, "methods")}: the method "{cell.method}" with the schedule '
                               f'"{cell.schedule}" has a value that does not fit: {error}') from error
+    called = [cell.name for cell in cells]
+    if twice := [cell for cell in cells if called.count(cell.name) > 1]:
+        raise FerlabError(f'{line(twice[0].method, "methods")}: two trainings would be called {twice[0].name}: give '
+                          "methods or schedules other names, or take out what is there twice.")
     return cells
 
 
@@ -327,7 +331,7 @@ def _end_with_parent() -> None:
 def best_schedules(results: list[dict]) -> list[dict]:
     """The results of each method and noise with the schedule that had the best valid accuracy on the first seed.
 
-    Other data, numbers of training faces, profiles and devices choose for themselves.
+    Other data, rules, numbers of training faces, profiles and devices choose for themselves.
     """
     alike: dict[tuple, list[dict]] = {}
     for r in results:
@@ -342,9 +346,10 @@ def best_schedules(results: list[dict]) -> list[dict]:
     return chosen
 
 
-def where(result: dict) -> tuple[str, int, str, str]:
-    """Data, training faces, profile and device: results that differ in one of them have tables of their own."""
-    return result["data"], result["faces"]["train"], result["profile"], result["environment"]["device"].split(",")[0]
+def where(result: dict) -> tuple[str, str, int, str, str]:
+    """Data, rule, training faces, profile and device: results that differ in one of them have tables of their own."""
+    return (result["data"], result["rule"], result["faces"]["train"], result["profile"],
+            result["environment"]["device"].split(",")[0])
 
 
 def machine(device: str) -> str:
@@ -568,15 +573,16 @@ def tables(results: list[dict]) -> str:
     parts = []
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
-        data, faces, profile, device = place
+        data, rule, faces, profile, device = place
         split = shown_split(mine)
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
-        parts.append(f"`{data}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; last epoch; "
+        parts.append(f"`{named(data, rule)}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; "
+                     "last epoch; "
                      "of several schedules the one that was best on valid; minutes as trained"
                      f"{half}:\n\n{table(mine, split)}\n\n{_again(best_schedules(mine)[0])}")
         if closed := gap_closed(mine, split):
-            parts.append(f"Of the gap in accuracy between plain training on these labels and on true ones (`{data}`, "
-                         f"{split} split, seeds in common), closed by " + "; ".join(
+            parts.append("Of the gap in accuracy between plain training on these labels and on true ones "
+                         f"(`{named(data, rule)}`, {split} split, seeds in common), closed by " + "; ".join(
                              f"{method}, {noise} {rate:.0%}: {share:.0%}"
                              for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
@@ -587,7 +593,7 @@ def _again(result: dict) -> str:
     grid = result["name"].split(f"-{result['method']}-")[0]
     root = {"rendered": "", "fer2013": " --root ferplus.zip"}.get(result["data"], f" --root {result['data']}.zip")
     return (f"A row again: `ferlab bench benchmarks/{grid}.json{root} --results again --only "
-            f'"{result["method"]}-{result["schedule"]}"`, and so with the others\' method and schedule.')
+            f'"{grid}-{result["method"]}-{result["schedule"]}-"`, and so with the others\' method and schedule.')
 
 
 def _half_on_cpu(result: dict) -> bool:
@@ -637,8 +643,8 @@ def summary(results: list[dict]) -> str:
         gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
         ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
         cells = [
-            f"{named(place[0], plain[0]['rule'])}, {split}",
-            f"{place[1]:,}, {plain[0]['settings']['backbone']}, {machine(place[3])}",
+            f"{named(*place[:2])}, {split}",
+            f"{place[2]:,}, {plain[0]['settings']['backbone']}, {machine(place[-1])}",
             noise_name(noise, rate),
             *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
               for mine in three),
@@ -704,7 +710,7 @@ def balance_table(results: list[dict]) -> str:
             split = shown_split(mine)
             scores = [{"0": r["scores"][split]} | r["scores"][split]["balanced"] for r in mine]
             cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
-            about = f"{named(place[0], mine[0]['rule'])}, {split}, {place[1]:,}, {machine(place[3])}"
+            about = f"{named(*place[:2])}, {split}, {place[2]:,}, {machine(place[-1])}"
             lines.append("| " + " | ".join([about, noise_name(noise, rate), mine[0]["method"], *cells]) + " |")
     return "\n".join(lines)
 

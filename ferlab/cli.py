@@ -200,10 +200,12 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
 
 
-def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str]) -> tuple[Config, str]:
+def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str], obeyed: Sequence[str] = ()
+                ) -> tuple[Config, str]:
     """The settings of a profile, changed by the texts of ``--set``, and a sentence on those changed in vain, or "".
 
-    Raises FerlabError for what does not fit, a method that does not exist among it.
+    obeyed: settings of DR-FER that count here whatever the method. Raises FerlabError for what does not fit, a method
+    that does not exist among it.
     """
     from ferlab.training import own_settings
 
@@ -212,7 +214,7 @@ def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[st
         chosen[name] = chosen.get(name, {}) | value if name == "own" else value
     config = profile(profile_, **{"method": method, "seed": seed, **chosen})
     own_settings(config)
-    vain = [name for name in chosen if name in DRFER_ONLY and config.method != "drfer"]
+    vain = [name for name in chosen if name in DRFER_ONLY.difference(obeyed) and config.method != "drfer"]
     return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
 
 
@@ -332,8 +334,12 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout,
                              progress=progress, splits=SPLITS if holdout else (split,), **given)
     corrected = Path(directory) / "labels.csv"
-    if same and former.get("labels") and corrected.is_file():
-        splits = decisions.relabelled(splits, decisions.read_labels(corrected), corrected, holdout=holdout)
+    if same and former.get("labels"):
+        if corrected.is_file():
+            splits = decisions.relabelled(splits, decisions.read_labels(corrected), corrected, holdout=holdout)
+        elif split == "train" or holdout:
+            click.echo(f"It was trained with a file of labels that {directory} does not hold: these are the labels "
+                       "without it.", err=True)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         there = [name for name, faces in splits._asdict().items() if faces is not None]
@@ -471,7 +477,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    config, ignored = settings_of(profile_, method, seed, settings)
+    config, ignored = settings_of(profile_, method, seed, settings, obeyed=("top_k", "average_precision"))
     if ignored:
         click.echo(ignored, err=True)
 
@@ -570,7 +576,8 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
     from ferlab.data import cache_directory
 
     numbers = parse_options(options)
-    size = size or numbers.pop("size", None)
+    packed = numbers.pop("size", None)
+    size = size or packed
     made = benchmarks.pack(name, root, size=size, skip_bad=skip_bad, progress=progress, **numbers)
     for split, path in made.items():
         click.echo(f"{split}: {path} ({path.stat().st_size / 1e6:,.0f} MB)")

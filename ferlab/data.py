@@ -150,6 +150,14 @@ class FaceSet:
         return told.hexdigest()[:16]
 
     @property
+    def grey(self) -> bool:
+        """Whether the images are without colours; of those with three channels 256, spread over the set, are seen."""
+        if len(self.images.shape) == 3:
+            return True
+        few = np.asarray(self.images[np.linspace(0, len(self) - 1, min(len(self), 256)).astype(int)])
+        return bool((few == few[..., :1]).all())
+
+    @property
     def class_counts(self) -> np.ndarray:
         """int64 [C]: how many faces were given each label."""
         return np.bincount(self.labels, minlength=len(self.classes))

@@ -154,7 +154,8 @@ class DRFERMethod(Method):
 
     def frequencies(self) -> Tensor:
         learned = (self.weight[:, None] * self.new_targets).sum(0)
-        return self.smoothed(learned / learned.sum())
+        learned = learned / learned.sum()
+        return self.smoothed(learned) if self.split_made or not self.config.robustness else learned
 
     def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
@@ -258,10 +259,18 @@ class DRFERMethod(Method):
         """Whether the evidence needs average precisions."""
         return self.config.evidence in ("margin", "both")
 
-    def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None) -> Tensor:
-        """The configured score to split by, [N] (``mixture.evidence``); precision: [N, C], where retrieval counts."""
-        margin = None if precision is None else retrieval_margin(precision, given).cpu().numpy()
-        return torch.from_numpy(evidence(self.config.evidence, loss.cpu().numpy(), margin)).to(loss)
+    def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None,
+                 among: tuple[Tensor, Tensor, Tensor | None] | None = None) -> Tensor:
+        """The configured score to split by, [N] (``mixture.evidence``); precision: [N, C], where retrieval counts.
+
+        among: the same three of the training faces, where these are others.
+        """
+        def parts(loss: Tensor, given: Tensor, precision: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+            margin = None if precision is None else retrieval_margin(precision, given).cpu().numpy()
+            return loss.cpu().numpy(), margin
+
+        score = evidence(self.config.evidence, *parts(loss, given, precision), parts(*among) if among else None)
+        return torch.from_numpy(score).to(loss)
 
     def fit_mixture(self, scores: Tensor) -> ClassMixture:
         """The mixture of the training faces' scores [N]; one for all classes unless ``split`` is "class"."""
@@ -305,7 +314,8 @@ class DRFERMethod(Method):
             return w, targets
         soft = soft_labels(config, precision, probability, given, self.confusion)
         if config.keep_given == "posterior":
-            w = soft.gather(1, given[:, None])[:, 0]
+            doubted = [(self.clean_probability[self.given == c] < 1).any() for c in range(self.num_classes)]
+            w = torch.where(torch.stack(doubted)[given], soft.gather(1, given[:, None])[:, 0], w)
         return w, with_given(soft, w, given, targets, w < config.clean_threshold, config.keep_given)
 
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
@@ -325,14 +335,16 @@ class DRFERMethod(Method):
             given = torch.as_tensor(getattr(trainer.splits, name).labels, device=clean.device)
             itself = own if name == "train" else torch.full_like(given, -1)
             precision = self.average_precision(embedding, gallery, self.given[clean], itself)
-            scores = self.evidence(torch.from_numpy(state["loss"]).to(clean.device), given, precision)
+            judged = torch.from_numpy(state["loss"]).to(clean.device), given, precision
             if name == "train":  # the first of the splits
-                mixture = self.fit_mixture(scores)
+                among = judged
+                mixture = self.fit_mixture(self.evidence(*judged))
                 w, soft = self.clean_probability, self.new_targets
                 state["loss_history"] = self.history.cpu().numpy()
             else:
                 w, soft = self.labels_unseen(
-                    scores, precision, torch.from_numpy(state["probability"]).to(embedding), given, mixture)
+                    self.evidence(*judged, among=among), precision,
+                    torch.from_numpy(state["probability"]).to(embedding), given, mixture)
             # one more than 10, as a face may find itself
             nearest = parallel.by_rows(lambda queries: nearest_neighbours(queries, gallery, 11), embedding)
             others = (nearest == itself[:, None]).long().argsort(dim=1, stable=True)[:, : min(10, len(clean) - 1)]

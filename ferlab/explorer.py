@@ -173,7 +173,8 @@ def _open_audit(directory: Path, found: audit.Audit, faces: FaceSet) -> Suspects
         return Recogniser.from_run(trained).network if (trained / "checkpoint.pt").is_file() else None
 
     return Suspects(
-        faces, Config(sharpness=1, temperature=1), directory, 1 - found.score,  # as Audit.soft_label is made
+        replace(faces, label_distribution=None),  # an audit judges the given class, not the raters' soft label
+        Config(sharpness=1, temperature=1), directory, 1 - found.score,  # as Audit.soft_label is made
         -np.log(found.probability[np.arange(len(faces)), found.given].clip(1e-12)), found.average_precision,
         torch.zeros(len(faces), 0), np.zeros((0, len(faces)), np.float32), found.probability, found.confusion,
         lambda row: network(int(found.fold[row])), found.neighbours)

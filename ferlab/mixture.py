@@ -17,11 +17,13 @@ from ferlab.errors import FerlabError
 GROUPS = 4096  # of losses that are summed at once
 
 
-def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) -> np.ndarray:
+def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None,
+             among: tuple[np.ndarray, np.ndarray | None] | None = None) -> np.ndarray:
     """The score to split by, [N], higher = more likely wrong, from the losses [N] and the retrieval margin [N].
 
     kind: "loss" (the source's), "root", its square root (ours), "margin", the negative one, or "both", the standardised
-    sum of root and negative margin. Only the last two need the margin.
+    sum of root and negative margin. Only the last two need the margin. among: losses [M] and margin [M] of the faces
+    by whose mean and spread "both" is standardised, where these are others.
 
     The root keeps the order. But right labels' losses pile up at zero with a long tail, as no Gaussian does; under the
     root, which evens out their spread, they are a heap. Log-odds do that too, and draw the surest faces out to a heap
@@ -33,7 +35,10 @@ def evidence(kind: str, losses: np.ndarray, margin: np.ndarray | None = None) ->
     assert margin is not None
     if kind == "margin":
         return -margin
-    return np.sum([(s - s.mean()) / max(s.std(ddof=1), 1e-9) for s in (root, -margin)], axis=0)
+    others, their_margin = (losses, margin) if among is None else among
+    assert their_margin is not None
+    pairs = (root, np.sqrt(np.maximum(others, 0))), (-margin, -their_margin)
+    return np.sum([(s - of.mean()) / max(of.std(ddof=min(1, len(of) - 1)), 1e-9) for s, of in pairs], axis=0)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,13 @@ def folded(network: Network) -> Network:
     return network
 
 
+def in_grey(images: Tensor) -> Tensor:
+    """uint8 [B, H, W] of images uint8 [B, H, W, 3]: their luma (ITU-R BT.601); of grey ones [B, H, W] themselves."""
+    if images.ndim == 3:
+        return images
+    return (images.float() @ torch.tensor([0.299, 0.587, 0.114], device=images.device)).round().byte()
+
+
 def standardise(images: Tensor, size: int) -> Tensor:
     """uint8 [B, H, W] or [B, H, W, 3] -> float [B, 3, size, size], about zero mean and unit spread."""
     x = images.unsqueeze(1).expand(-1, 3, -1, -1) if images.ndim == 3 else images.permute(0, 3, 1, 2)

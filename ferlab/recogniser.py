@@ -30,14 +30,15 @@ class Recogniser:
     It answers in single precision, whatever it was trained in, so that it says the same on any hardware.
     about: where it comes from: the run's directory, epoch, settings, data and environment, as far as they are known.
     frequencies: [C], of the classes among the labels that it learned from; None where an older file does not tell.
+    grey: it learned from grey faces alone, so that colours would mislead it: it is shown faces without them.
     """
 
     def __init__(self, network: DRFER, classes: tuple[str, ...], config: Config, about: dict[str, Any],
-                 frequencies: np.ndarray | None = None):
+                 frequencies: np.ndarray | None = None, grey: bool = False):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = network.to(self.device).eval().requires_grad_(False)
         self.classes, self.config, self.about = tuple(classes), config, about
-        self.frequencies = frequencies
+        self.frequencies, self.grey = frequencies, grey
 
     @classmethod
     def from_run(cls, directory: str | Path) -> Recogniser:
@@ -83,15 +84,18 @@ class Recogniser:
         except Exception as error:  # whatever torch raises for what is no such checkpoint
             raise FerlabError(f"{path} does not fit the settings beside it (method {config.method}, backbone "
                               f"{config.backbone}): it belongs to another run; train again.") from error
-        return cls(network, classes, config, about | {"epoch": state.get("epoch")}, frequencies)
+        return cls(network, classes, config, about | {"epoch": state.get("epoch")}, frequencies,
+                   bool(state.get("grey", False)))
 
     def predict(self, images: Any, mirror: bool = True, balance: float = 0.0) -> np.ndarray:
         """Probabilities float32 [N, C] of faces uint8 [N, H, W] or [N, H, W, 3], NumPy or torch, of any size.
 
         mirror: average over each face and its mirror image. balance: from 0, as trained, to 1, as if all classes were
-        equally frequent (``metrics.balanced``). Raises FerlabError for images of another shape or type, and for a
-        balance where ``frequencies`` are not known.
+        equally frequent (``metrics.balanced``). Raises FerlabError for images of another shape or type, for a balance
+        that is not from 0 to 1, and for one where ``frequencies`` are not known.
         """
+        if not 0 <= balance <= 1:
+            raise FerlabError(f"The balance is {balance}: give a number from 0, as trained, to 1.")
         frequencies = self.frequencies if balance else None
         if balance and frequencies is None:
             raise FerlabError("This recogniser does not tell how frequent its classes were, which a balance needs: "
@@ -106,7 +110,7 @@ class Recogniser:
         faces = FaceSet(images, np.zeros(len(images), np.int64), self.classes)
         if not len(faces):
             return np.zeros((0, len(self.classes)), np.float32)
-        logits = collect(self.network, faces, mirror, self.device, bar=True).logits
+        logits = collect(self.network, faces, mirror, self.device, bar=True, grey=self.grey).logits
         if not torch.isfinite(logits).all():
             raise FerlabError("The network's output is not a number: its training went astray; train it again.")
         probabilities = logits.softmax(1).cpu().numpy()
@@ -119,7 +123,7 @@ class Recogniser:
         weights = {name: w.half().cpu() if w.is_floating_point() else w.cpu()
                    for name, w in self.network.state_dict().items()}
         state = {"network": weights, "classes": list(self.classes), "config": self.config.to_json(),
-                 "epoch": self.about.get("epoch"), "about": {"data": self.about.get("data", {})}}
+                 "epoch": self.about.get("epoch"), "about": {"data": self.about.get("data", {})}, "grey": self.grey}
         if self.frequencies is not None:
             state["frequencies"] = torch.as_tensor(self.frequencies)
         write_whole(Path(path), lambda temporary: torch.save(state, temporary))

@@ -25,7 +25,7 @@ from ferlab.augment import augment
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError, OtherRunError
-from ferlab.model import DRFER, Features, folded, standardise
+from ferlab.model import DRFER, Features, folded, in_grey, standardise
 from ferlab.runs import Run, environment, write_json
 
 
@@ -159,6 +159,7 @@ class Trainer:
         # two batches an epoch at least: the learning rate, which rises from 0, is 0 in a round's first step
         self.batch_size = min(config.batch_size, max(2, len(self.train) // 2))
         self.steps_per_epoch = max(1, len(self.train) // self.batch_size)
+        self.grey = self.train.grey
         self.epoch = 0
         self.records: list[dict] = []
 
@@ -210,7 +211,13 @@ class Trainer:
                 group["lr"] = rate
             views = [augment(images, config.augmentation, generator) for _ in range(config.views)]
             images = torch.cat(views).contiguous(memory_format=torch.channels_last)
-            terms = self.loss(Batch(images, index.to(self.device).repeat(config.views)), generator)
+            try:
+                terms = self.loss(Batch(images, index.to(self.device).repeat(config.views)), generator)
+            except ValueError as error:  # batch normalisation has no spread of a single value
+                if len(images) > 1:
+                    raise
+                raise FerlabError("A batch of one face is too small for this network: raise batch_size or size, and "
+                                  "give more than one training face.") from error
             if step == 0 and not (isinstance(terms, dict) and all(term.ndim == 0 for term in terms.values())):
                 raise FerlabError(f"The loss of {config.method} must be a dict of means over the batch, such as "
                                   '{"cross_entropy": losses.mean()}.')
@@ -322,6 +329,7 @@ class Trainer:
     def _save(self, run: Run) -> None:
         state = {
             "epoch": self.epoch, "classes": list(self.train.classes), "frequencies": self.method.frequencies(),
+            "grey": self.grey,
             "network": self.network.state_dict(), "average": self.average.state_dict(),
             "method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
         }
@@ -343,11 +351,11 @@ def in_precision(precision: str, device: torch.device) -> torch.autocast:
 
 @torch.no_grad()
 def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.device | str = "cpu",
-            precision: str = "float32", bar: bool = False) -> Collection:
+            precision: str = "float32", bar: bool = False, grey: bool = False) -> Collection:
     """Logits and embeddings of every face, in order; averaged with the mirror image's if ``mirror``.
 
     precision: what to multiply in, "float32" or "bfloat16"; what is returned is float32. bar: show one where it takes
-    more than two seconds, on a terminal.
+    more than two seconds, on a terminal. grey: show it colour images without their colours.
     """
     device = torch.device(device)
     chunk = 64 if device.type == "cpu" else 512  # as much as fits a CPU's cache
@@ -356,6 +364,7 @@ def collect(network: DRFER, faces: FaceSet, mirror: bool = True, device: torch.d
         logits, embeddings = [], []
         for index in tqdm(rows.split(chunk), "looking at faces", leave=False, delay=2, disable=None if bar else True):
             raw = torch.from_numpy(np.ascontiguousarray(faces.images[index.numpy()])).to(device)
+            raw = in_grey(raw) if grey else raw
             images = standardise(raw, network.size).contiguous(memory_format=torch.channels_last)
             views = (images, images.flip(3)) if mirror else (images,)
             with in_precision(precision, device):

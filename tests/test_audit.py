@@ -198,6 +198,15 @@ def test_folds_that_cannot_be(tmp_path):
             audit(bars(60), settings(), tmp_path, folds=folds)
 
 
+def test_settings_of_retrieval_count_whatever_the_method(ferlab, toy_faces, tmp_path):
+    command = ("audit", "--data", "folder", "--root", toy_faces, "--profile", "smoke", "--folds", 2, "--set",
+               "epochs=1")
+    asked = ferlab(*command, "--out", tmp_path / "a", "--set", "top_k=5", "--set", "tied=off")
+    assert asked.code == 0 and "does not obey tied: only drfer" in asked.err
+    assert ferlab(*command, "--out", tmp_path / "b").code == 0
+    assert not np.allclose(*(read(tmp_path / name)[0].average_precision for name in "ab"))
+
+
 def test_the_command(ferlab, toy_faces, tmp_path):
     command = ("audit", "--data", "folder", "--root", toy_faces, "--profile", "smoke", "--folds", 2, "--noise",
                "symmetric", "--noise-rate", 0.2, "--set", "epochs=4", "--set", "batch_size=8", "--out", tmp_path)

@@ -26,6 +26,7 @@ from ferlab.bench import (
     read_failures,
     read_grid,
     read_results,
+    run_cell,
     run_grid,
     summary,
     table,
@@ -131,7 +132,7 @@ def test_the_run_of_a_cell_can_be_explored(tmp_path):
 
 def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, ferlab, monkeypatch):
     schedules = {"wild": {"epochs": 3, "learning_rate": 1e30}, "one": {"epochs": 1},
-                 "deep": {"epochs": 1, "backbone": "resnet18", "batch_size": 1}}  # PyTorch refuses one value a channel
+                 "deep": {"epochs": 1, "backbone": "resnet18", "batch_size": 1}}
     path = grid_file(tmp_path, seeds=[3], schedules=schedules)
     monkeypatch.chdir(tmp_path)
     outcome = ferlab("bench", path, "--results", tmp_path / "results")
@@ -140,11 +141,20 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, 
     failed = read_failures(tmp_path / "results")
     assert made["schedule"] == "one" and len(failed) == 2
     assert "not a number" in failed["tiny-plain-wild-symmetric30-3"]
-    assert "ValueError: Expected more than 1 value" in failed["tiny-plain-deep-symmetric30-3"]
+    assert "batch of one face" in failed["tiny-plain-deep-symmetric30-3"]
     written = json.loads((tmp_path / "results" / "tiny-plain-wild-symmetric30-3.json").read_text())
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     outcome = ferlab("bench", path, "--results", tmp_path / "results")
     assert outcome.code == 2 and "tiny-plain-wild-symmetric30-3 failed: delete" in outcome.out
+
+
+def test_any_failure_is_recorded_with_its_kind(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("ferlab.training.train", fail)
+    failed = run_cell(read_grid(grid_file(tmp_path))[0], tmp_path / "runs")
+    assert failed["failed"] == "RuntimeError: no memory" and failed["settings"]["epochs"] == 1
 
 
 def test_results_of_a_method_whose_own_settings_were_others_are_not_taken(tmp_path):
@@ -249,7 +259,9 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"methods": {"x": {"method": "drfer", "split": "clas"}}}, 'line 1: the method "x" .*split is "clas"'),
     ({"schedules": {"x": {"epochs": "3"}}}, "schedule \"x\" has .*epochs is '3': give a whole number"),
     ({"noise": [["symmetric", "0.3"]]}, "line 1: the rate of symmetric is '0.3'"), ({"seeds": ["a"]}, "seed 'a' is no"),
-    ({"seeds": []}, "asks for no training"),
+    ({"seeds": []}, "asks for no training"), ({"seeds": [1, 1]}, "two trainings would be called tiny-plain-one-"),
+    ({"methods": {"a": {"method": "plain"}, "a-b": {"method": "plain"}},
+      "schedules": {"b-c": {"epochs": 1}, "c": {"epochs": 2}}}, 'line 1: two trainings .* tiny-a-b-c-symmetric30-0:'),
 ])
 def test_what_is_wrong_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
@@ -464,11 +476,21 @@ def test_quoted_numbers_have_a_table_of_their_own():
     assert found["rafdb"] == "89.99" and found["rafdb, 30% wrong"] == "84.42" and found["sfew"] == "-"
 
 
+def test_label_rules_are_not_mixed():
+    rules = [measured(valid=a, test=a) | {"rule": rule} for rule, a in (("majority", 0.8), ("argmax", 0.7))]
+    whole = [each | {"settings": vars(profile("quick", method="drfer")), "method": "full"} for each in rules]
+    plain = [each | {"settings": vars(profile("quick", method="plain"))} for each in rules]
+    rows = summary(plain + whole).splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == ["rendered (argmax), test", "rendered (majority), test"]
+    assert "70.0 (35.0)" in rows[0] and "80.0 (40.0)" in rows[1] and "±" not in rows[0] + rows[1]
+    assert len(best_schedules(plain)) == 2 and tables(plain).count("training faces, test split") == 2
+
+
 def test_tables_mark_what_a_cpu_trained_in_half_precision():
     half = result(method="scn") | {"environment": {"device": "CPU, 1 threads", "precision": "bfloat16"}}
     text = tables([result(), half])
     assert "minutes as trained (b: in bfloat16):" in text
-    assert '`ferlab bench benchmarks/tiny.json --results again --only "plain-one"`' in text
+    assert '`ferlab bench benchmarks/tiny.json --results again --only "tiny-plain-one-"`' in text
     assert [row.split("|")[-2].strip() for row in text.splitlines() if "symmetric" in row] == ["1.0", "1.0 b"]
     on_gpu = half | {"environment": {"device": "A GPU", "precision": "bfloat16"}}
     assert "bfloat16" not in tables([result(), on_gpu])

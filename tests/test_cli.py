@@ -262,6 +262,13 @@ def test_pack_fills_the_cache(ferlab, tmp_path: Path, monkeypatch):
     assert outcome.code == 0 and np.load(outcome.out.split(": ")[1].split(" (")[0]).shape[1:3] == (32, 32)
 
 
+def test_pack_takes_one_of_two_sizes(ferlab, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("FERLAB_CACHE", str(tmp_path / "cache"))
+    outcome = ferlab("data", "pack", "--data", "sfew", "--root", fakes.sfew(tmp_path / "sfew"), "--size", "32",
+                     "--option", "size=48")
+    assert outcome.code == 0 and "train:" in outcome.out
+
+
 def test_layout_shows_every_data_set(ferlab):
     out = ferlab("data", "layout").out
     for word in ("fer2013new.csv", "list_patition_label.txt", "train_set/images"):

@@ -78,6 +78,19 @@ def test_identical_embeddings_and_a_gallery_without_a_class():
     assert torch.allclose(relabel(only_itself), torch.full((1, 3), 1 / 3))
 
 
+@pytest.mark.parametrize("method", ["plain", "drfer", "dividemix"])
+def test_one_face_is_too_few_for_a_batch_of_a_network_that_ends_in_one_cell(method):
+    with pytest.raises(FerlabError, match="batch of one face is too small"):
+        train(settings(method=method, backbone="resnet18", batch_size=1, epochs=3, warm_up=1, interval=1),
+              Splits(ODD["two faces"], None, None))
+
+
+def test_dividemix_and_dmue_where_there_is_nothing_to_divide():
+    train(settings(method="dividemix", epochs=3, warm_up=1, interval=1), Splits(faces([0]), None, None))
+    with pytest.raises(FerlabError, match="two classes or more"):
+        train(settings(method="dmue", epochs=3, warm_up=1, interval=1), Splits(ODD["one class"], None, None))
+
+
 def test_no_training_faces_at_all():
     with pytest.raises(FerlabError, match="no training faces"):
         train(settings(method="drfer"), Splits(bars(3).subset(np.zeros(3, bool)), None, None))

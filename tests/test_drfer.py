@@ -416,6 +416,35 @@ def test_unseen_faces_are_labelled_as_if_they_had_been_trained_on(changes):
         assert kept == (trained.config.split == "off" or not trained.config.relabelling)
 
 
+def test_unseen_faces_of_a_class_that_was_not_split_keep_their_labels():
+    faces = bars(240, wrong=0.25)
+    faces = faces.subset(np.sort(np.r_[np.flatnonzero(faces.labels < 2), np.flatnonzero(faces.labels == 2)[:12]]))
+    trained = train(settings(method="drfer", split="class", epochs=6, warm_up=4, interval=2),
+                    Splits(faces, bars(90, wrong=0.25), None))
+    assert trained.records[-1]["split"]["status"][2] == "too small"
+    for name, state in trained.method.states(trained).items():
+        last = getattr(trained.splits, name).labels == 2
+        assert (state["clean_probability"][last] == 1).all() and (state["clean_probability"][~last] < 1).any()
+
+
+def test_unseen_faces_are_judged_on_the_scale_of_the_training_faces():
+    trainer = prepared(evidence="both")[0]
+    method = trainer.method
+    seen = torch.rand(240) * 3, method.given, torch.rand(240, 3)
+    few = tuple(each[:5] for each in seen)
+    assert torch.allclose(method.evidence(*few, among=seen), method.evidence(*seen)[:5], atol=1e-6)
+
+
+def test_frequencies_are_of_labels_as_they_are_learned_from():
+    trainer, _, collected = prepared(label_smoothing=0.3)
+    given = torch.bincount(trainer.method.given) / 240
+    assert torch.allclose(trainer.method.frequencies(), given)  # the robust loss smooths nothing
+    assert torch.allclose(prepared(label_smoothing=0.3, robustness=0)[0].method.frequencies(), given * 0.7 + 0.1)
+    trainer.method.split_and_relabel(collected)
+    learned = trainer.method.new_targets.mean(0)
+    assert torch.allclose(trainer.method.frequencies(), learned * 0.7 + 0.1, atol=1e-6)
+
+
 @pytest.mark.parametrize("clean", [1, 4, 10])
 def test_a_small_clean_gallery_still_gives_no_face_itself_as_neighbour(clean):
     trainer, _, _ = prepared()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_toy_faces
+from PIL import Image
 
 import ferlab as package
 from ferlab import benchmarks, training
@@ -196,6 +198,20 @@ def test_recogniser_saved_in_one_file_answers_as_before(toy_run: Path, tmp_path:
     assert np.allclose(again.predict(images), recogniser.predict(images), atol=0.02)
 
 
+def test_a_network_that_learned_from_grey_faces_is_shown_no_colours(ferlab, toy_run: Path, tmp_path: Path):
+    recogniser = package.load_pretrained(toy_run)  # its faces are grey, in three channels
+    recogniser.save(tmp_path / "toy.pt")
+    colour = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    grey = np.stack([Image.fromarray(face).convert("L") for face in colour])
+    for each in (recogniser, package.load_pretrained(tmp_path / "toy.pt"), package.load_pretrained("ferplus")):
+        assert each.grey and np.allclose(each.predict(colour), each.predict(grey), atol=0.02)
+    recogniser.grey = False
+    assert not np.allclose(recogniser.predict(colour), recogniser.predict(grey), atol=0.02)
+    faces = FaceSet(colour, np.zeros(8, np.int64), ("a",))
+    assert not faces.grey and replace(faces, images=grey).grey
+    assert replace(faces, images=np.repeat(grey[..., None], 3, axis=3)).grey
+
+
 def test_classes_can_be_balanced(ferlab, toy_run: Path, toy_faces: Path, tmp_path: Path):
     recogniser, faces = package.load_pretrained(toy_run), benchmarks.load("folder", toy_faces).test
     train = benchmarks.load("folder", toy_faces).train
@@ -216,6 +232,21 @@ def test_classes_can_be_balanced(ferlab, toy_run: Path, toy_faces: Path, tmp_pat
     assert ferlab(*command).code == 0
     told = ferlab(*command, "--balance", "0.5")
     assert told.code == 2 and "how frequent its classes were" in told.err
+    for balance in (float("nan"), -0.1, 1.1):
+        with pytest.raises(FerlabError, match="from 0, as trained, to 1"):
+            recogniser.predict(faces.images, balance=balance)
+
+
+def test_a_saved_recogniser_tells_that_it_lacks_the_labels_of_its_training(ferlab, toy_faces: Path, tmp_path: Path):
+    train = benchmarks.load("folder", toy_faces).train
+    write_labels(tmp_path / "labels.csv", {str(train.names[0]): train.classes[1 - train.labels[0]]})
+    run, file = tmp_path / "run", tmp_path / "run.pt"
+    assert ferlab("train", "--data", "folder", "--root", toy_faces, "--labels", tmp_path / "labels.csv", "--run", run,
+                  "--profile", "smoke", "--method", "plain", "--set", "epochs=1").code == 0
+    assert "changed by a file" in ferlab("evaluate", "--run", run, "--split", "train").out
+    package.load_pretrained(run).save(file)
+    assert "labels that" in ferlab("evaluate", "--run", file, "--split", "train").err
+    assert ferlab("evaluate", "--run", file, "--split", "test").err == ""
 
 
 def test_labels_left_by_another_training_are_not_scored_against(ferlab, toy_run: Path, toy_faces: Path, tmp_path: Path):

@@ -543,6 +543,13 @@ def test_an_audit_is_explored_as_a_run_is(audited: Path, tmp_path: Path):
     assert explorer.open_run(tmp_path / "kept").attention(0) is None
 
 
+def test_an_audit_judges_the_given_class_also_of_soft_labels(audited: Path, tmp_path: Path):
+    found, faces = audit.read(audited)[0], explorer.judged_faces(audited)
+    soft = replace(faces, label_distribution=np.full((96, 3), 1 / 3))
+    now = View(explorer.open_run(audited, soft), tmp_path / "log.csv").relabelling
+    assert np.allclose(now.soft, found.soft_label, atol=1e-6)
+
+
 def test_what_is_decided_about_an_audit_becomes_labels(audited: Path, tmp_path: Path, ferlab):
     view = View(explorer.open_run(audited), tmp_path / "log.csv")
     first = str(view.suspects.names[view.row])

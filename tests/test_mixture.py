@@ -202,3 +202,5 @@ def test_margin_evidence_falls_with_the_margin_and_both_adds_the_standardised_ro
     losses, margin = np.array([0.0, 1.0, 4.0]), np.array([0.5, 0.1, -0.3])
     assert evidence("margin", losses, margin) == pytest.approx(-margin)
     assert evidence("both", losses, margin) == pytest.approx([-2, 0, 2])  # both standardise to -1, 0, 1
+    assert evidence("both", losses[2:], margin[2:], (losses, margin)) == pytest.approx([2])
+    assert evidence("both", losses[:1], margin[:1]) == 0  # a single face

@@ -118,7 +118,9 @@ class DivideMix(Comparator):
 
 
 def divide(losses: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Posterior [N] of the Gaussian with the lower mean, of losses [N] scaled to [0, 1]."""
+    """Posterior [N] of the Gaussian with the lower mean, of losses [N] scaled to [0, 1]; 1 of a single one."""
+    if len(losses) < 2:
+        return np.ones(len(losses))
     scaled = (losses - losses.min()) / max(losses.max() - losses.min(), 1e-12)
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=seed)
     with warnings.catch_warnings():

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from ferlab.comparators._parts import Backbone, Comparator
 from ferlab.config import Config
 from ferlab.data import FaceSet
+from ferlab.errors import FerlabError
 from ferlab.model import Features
 from ferlab.training import Batch
 
@@ -78,6 +79,8 @@ class DMUE(Comparator):
 
     def __init__(self, config: Config, train: FaceSet):
         super().__init__(config, train)
+        if self.num_classes < 2:
+            raise FerlabError("dmue asks each branch for the other classes: give faces of two classes or more.")
         classes = torch.arange(self.num_classes)
         others = classes.repeat(self.num_classes, 1)[~torch.eye(self.num_classes, dtype=torch.bool)]
         self.register_buffer("others", others.view(self.num_classes, -1), persistent=False)  # row j: all classes but j
