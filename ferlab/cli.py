@@ -102,7 +102,10 @@ _labels_option = click.option(
               help="Run directory. [default: runs/<data>-<method>-seed<seed>]")
 @click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
               help="Size of the training. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
-@click.option("--method", default="drfer", show_default=True, help=f"One of {', '.join(METHODS)}.")
+@click.option("--method", help=f"One of {', '.join(METHODS)}. [default: drfer]")
+@click.option("--like", type=click.Path(path_type=Path),
+              help="In place of profile and method: train with the settings, but for the seed, of this run directory "
+                   "or this result of ferlab bench.")
 @click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
 @click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
@@ -110,17 +113,20 @@ _labels_option = click.option(
 @_labels_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the training and the noise.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True,
-              help="Change a setting of the profile, such as epochs=40; may be given several times.")
-@click.option("--show-settings", is_flag=True, help="Only print all settings, as profile, method and --set make them.")
+              help="Change a setting, such as epochs=40; may be given several times.")
+@click.option("--show-settings", is_flag=True, help="Only print all settings, as these options make them.")
 def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
-          progress: bool | None, directory: Path | None, profile_: str | None, method: str, noise: str | None,
-          noise_rate: float | None, holdout: float, labels: Path | None, seed: int, settings: tuple[str, ...],
-          show_settings: bool) -> None:
+          progress: bool | None, directory: Path | None, profile_: str | None, method: str | None, like: Path | None,
+          noise: str | None, noise_rate: float | None, holdout: float, labels: Path | None, seed: int,
+          settings: tuple[str, ...], show_settings: bool) -> None:
     """Train a recogniser, or go on with a training.
 
     The same command goes on where an interrupted training stopped.
     """
-    config, ignored = settings_of(profile_, method, seed, settings)
+    if like and (profile_ or method):
+        raise FerlabError("--like takes all settings from a training: leave --profile and --method out.")
+    base = settings_like(like, seed) if like else profile(profile_, method=method or "drfer", seed=seed)
+    config, ignored = settings_of(base, settings)
     if show_settings:
         from ferlab.training import own_settings
 
@@ -141,7 +147,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
     if name == "rendered":
-        numbers = rendered_as_seen(config, profile_) | numbers
+        numbers = rendered_as_seen(config, None if like else profile_) | numbers
     rule = rule or "majority"
     data = {"data": name, "root": runs.absolute(root), "rule": rule, "skip_bad": skip_bad, "holdout": holdout,
             "noise": noise, "noise_rate": noise_rate, "options": numbers}
@@ -168,7 +174,8 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
             click.echo(epoch_line(self.records[-1], self.config.epochs))
 
     trainer = Trainer(config, splits, run, progress)
-    click.echo(f"Training {config.method} (profile {profile_name(profile_)}, {config.epochs} epochs) on "
+    click.echo(f"Training {config.method} ({f'like {like}' if like else f'profile {profile_name(profile_)}'}, "
+               f"{config.epochs} epochs) on "
                f"{trainer.device} in {trainer.precision} into {run.directory}")
     trainer.fit()
 
@@ -200,9 +207,18 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
 
 
-def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[str], obeyed: Sequence[str] = ()
-                ) -> tuple[Config, str]:
-    """The settings of a profile, changed by the texts of ``--set``, and a sentence on those changed in vain, or "".
+def settings_like(path: Path, seed: int) -> Config:
+    """The settings of a run directory or of a result of ``ferlab bench``, with this seed. Raises FerlabError."""
+    path = path / "config.json" if path.is_dir() else path
+    found = _read_json(path, "give a run directory, or a file of benchmarks/results")
+    settings = found.get("settings", found)
+    if not isinstance(settings, dict) or "method" not in settings:
+        raise FerlabError(f"{path} holds no settings: give a run directory, or a file of benchmarks/results.")
+    return Config().replace(**settings | {"seed": seed})
+
+
+def settings_of(base: Config, texts: Sequence[str], obeyed: Sequence[str] = ()) -> tuple[Config, str]:
+    """Settings changed by the texts of ``--set``, and a sentence on those changed in vain, or "".
 
     obeyed: settings of DR-FER that count here whatever the method. Raises FerlabError for what does not fit, a method
     that does not exist among it.
@@ -211,8 +227,10 @@ def settings_of(profile_: str | None, method: str, seed: int, texts: Sequence[st
 
     chosen: dict[str, Any] = {}
     for name, value in map(parse_setting, texts):
-        chosen[name] = chosen.get(name, {}) | value if name == "own" else value
-    config = profile(profile_, **{"method": method, "seed": seed, **chosen})
+        chosen[name] = chosen.get(name, base.own) | value if name == "own" else value
+    if "method" in chosen:
+        raise FerlabError(f"Settings depend on the method: give --method {chosen['method']}, not --set.")
+    config = base.replace(**chosen)
     own_settings(config)
     vain = [name for name in chosen if name in DRFER_ONLY.difference(obeyed) and config.method != "drfer"]
     return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
@@ -477,7 +495,8 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    config, ignored = settings_of(profile_, method, seed, settings, obeyed=("top_k", "average_precision"))
+    base = profile(profile_, method=method, seed=seed)
+    config, ignored = settings_of(base, settings, obeyed=("top_k", "average_precision"))
     if ignored:
         click.echo(ignored, err=True)
 
@@ -818,13 +837,13 @@ def report(results: Path, audits: Path, readme: Path | None) -> None:
         click.echo(f"{name} failed: {reason}", err=True)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, then: str = "delete the run and train again") -> dict[str, Any]:
     from ferlab.runs import json_object
 
     try:
         return json_object(path.read_text())
     except (OSError, ValueError) as error:
-        raise FerlabError(f"{path} cannot be read ({type(error).__name__}): delete the run and train again.") from error
+        raise FerlabError(f"{path} cannot be read ({type(error).__name__}): {then}.") from error
 
 
 def _indented(text: str) -> str:

@@ -167,6 +167,27 @@ def test_settings_are_shown(ferlab, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_takes_the_settings_of_another(ferlab, toy_faces: Path, tmp_path: Path):
+    assert ferlab(*toy(toy_faces, tmp_path / "run", "--method", "scn", "--set", "own.rank_weight=0.3", "--set",
+                       "epochs=3")).code == 0
+    record = tmp_path / "result.json"
+    record.write_text(json.dumps({"name": "a", "settings": json.loads((tmp_path / "run" / "config.json").read_text())}))
+    for like in (tmp_path / "run", record):
+        shown = ferlab("train", "--like", like, "--seed", 5, "--set", "epochs=7", "--set", "own.rank_margin=0.2",
+                       "--show-settings").out.splitlines()
+        own = {"own.rank_weight=0.3", "own.rank_margin=0.2"}
+        assert {"method=scn", "size=32", "seed=5", "epochs=7"} | own <= set(shown)
+    outcome = ferlab("train", "--data", "folder", "--root", toy_faces, "--like", record, "--run", tmp_path / "again")
+    assert outcome.code == 0 and f"Training scn (like {record}," in outcome.out
+    assert Run(tmp_path / "again").config == Run(tmp_path / "run").config
+    told(ferlab("train", "--like", record, "--method", "plain"), "leave --profile and --method out")
+    told(ferlab("train", "--like", tmp_path / "nowhere"), "give a run directory")
+    told(ferlab("train", "--like", tmp_path / "run" / "data.json"), "holds no settings")
+    record.write_text(json.dumps({"settings": {"method": "plain", "epochs": "many"}}))
+    told(ferlab("train", "--like", record), "epochs")
+    told(ferlab("train", "--set", "method=plain"), "give --method plain, not --set")
+
+
 def test_settings_that_a_method_does_not_obey_are_told(ferlab, toy_faces: Path, tmp_path: Path):
     outcome = ferlab(*toy(toy_faces, tmp_path / "run", "--set", "sharpness=1", "--method", "plain"))
     assert outcome.code == 0 and "plain does not obey sharpness" in outcome.err
