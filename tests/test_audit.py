@@ -278,3 +278,48 @@ def test_the_comparison_of_an_audit(comparison, audited, tmp_path):
     assert told.exit_code == 0 and "| audit score |" in told.output
     assert json.loads((tmp_path / "toy.json").read_text())["faces"] == 150
     assert "holds no audit" in CliRunner().invoke(comparison.main, [str(tmp_path)]).output
+
+
+@pytest.mark.parametrize("kind", ["plain", "chance", "balanced"])
+def test_average_precisions_are_of_the_kind_that_is_asked_for(kind):
+    trainer, unseen = Trainer(settings(average_precision=kind), Splits(bars(30), None, None)), bars(9, seed=1)
+    seen, given = trainer.collect(trainer.train), torch.from_numpy(trainer.train.labels)
+    kept = seen.logits.argmax(1) == given
+    for c in range(3):
+        kept |= (given == c) & ~kept[given == c].any()
+    expected = class_average_precision(trainer.collect(unseen).embedding, seen.embedding[kept], given[kept], 3,
+                                       balanced=kind == "balanced", chance_corrected=kind == "chance")
+    assert np.allclose(judge(trainer, unseen)["average_precision"], expected, atol=1e-6)
+
+
+def without_training(monkeypatch):
+    """Audits whose networks are not trained and say of each face what its number says."""
+    def judged(trainer, unseen):
+        probability = np.float32(np.random.default_rng(0).dirichlet([1, 1, 1], len(unseen)))
+        return {"probability": probability, "average_precision": probability,
+                "neighbours": np.zeros((len(unseen), 10), int)}
+
+    monkeypatch.setattr(auditing, "train", lambda *_: None)
+    monkeypatch.setattr(auditing, "judge", judged)
+
+
+def test_folds_are_of_the_seed_and_networks_that_have_not_learned_are_told(tmp_path, monkeypatch):
+    without_training(monkeypatch)
+    faces, told = bars(60), []
+    found = audit(faces, settings(seed=5), tmp_path, folds=3, tell=told.append)
+    assert np.array_equal(found.fold, fold_of(faces.labels, 3, 5))
+    assert not found.learned and "do not trust the list" in told[-1]
+
+
+def test_a_label_that_is_doubtful_but_likelier_than_any_other_is_not_changed(tmp_path):
+    found = found_by_hand()
+    posterior = torch.tensor([[0.4, 0.3, 0.3], [0.2, 0.7, 0.1], [0.2, 0.6, 0.2]]).double()
+    found.__dict__["_posterior"] = posterior, None
+    assert found.suspected.all() and found.better.tolist() == [False, True, True]
+    assert read_labels(write(found, bars(3), tmp_path)["labels"]) == {"b": "middle", "c": "middle"}
+
+
+def test_quality_and_confusion_are_of_known_faces_and_unaligned():
+    found = found_by_hand()
+    assert found.quality(np.array([-1, 1, 2])) | {"auroc": 0, "average_precision": 0} == {
+        "auroc": 0, "average_precision": 0, "wrong_share": 0.5, "right_if_wrong": 1.0}

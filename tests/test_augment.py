@@ -72,3 +72,49 @@ def test_the_centre_stays_near_the_centre():
     assert found.float().mean() > 0.85
     assert offset.abs().max() <= np.ceil(0.08 * 65 * 1.12) + 2  # the shift, and half of the spot
     assert offset.float().std(0).min() > 1.5
+
+
+def test_faces_are_flipped_turned_zoomed_and_shifted_within_their_limits():
+    place = torch.linspace(1 / 40 - 1, 1 - 1 / 40, 40)
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    out = augment(1000 * torch.stack([x, y, torch.ones_like(x)]).repeat(400, 1, 1, 1), 1.0, seeded())
+    middle = (x.abs() < 0.5) & (y.abs() < 0.5)  # of which nothing comes from beyond the edge
+    matrix, shift = [], []
+    for face in out[:, :, middle].double():
+        kept = face[2] != 0  # not erased
+        if kept.sum() < 100:
+            continue
+        ways = torch.stack([x[middle], y[middle], torch.ones(int(middle.sum()))], 1).double()[kept]
+        found = torch.linalg.lstsq(ways, (face[:2] / face[2])[:, kept].T).solution  # light changes all alike
+        matrix.append(found[:2].T), shift.append(found[2])
+    matrix, shift = torch.stack(matrix), torch.stack(shift)
+    flip = matrix.det().sign()
+    zoom, angle = matrix.det().abs().sqrt(), torch.rad2deg(torch.atan2(-matrix[:, 0, 1], matrix[:, 1, 1]))
+    expected = torch.stack([torch.stack([flip * matrix[:, 1, 1], matrix[:, 0, 1]], 1),
+                            torch.stack([-flip * matrix[:, 0, 1], matrix[:, 1, 1]], 1)], 1)
+    assert torch.allclose(matrix, expected, atol=0.01)  # a turn and a zoom alone, and no shear
+    for values, limit in ((angle, 12), (zoom - 1, 0.12), (shift[:, 0], 0.16), (shift[:, 1], 0.16)):
+        assert 0.9 * limit < values.abs().max() < 1.02 * limit
+    assert abs(torch.corrcoef(shift.T)[0, 1]) < 0.2
+
+
+def test_squares_are_as_rare_as_the_strength_is_low():
+    hit = (augment(torch.full((2000, 3, 16, 16), 100.0), 0.3, seeded()) == 0).flatten(1).any(1)
+    assert abs(hit.float().mean() - 0.15) < 0.03
+
+
+def test_squares_lie_anywhere():
+    erased = (augment(torch.full((600, 3, 64, 64), 100.0), 1.0, seeded()) == 0)[:, 0].float()
+    erased = erased[erased.flatten(1).any(1)]
+    middle = torch.stack([(erased.sum(d) * torch.arange(64)).sum(1) / erased.sum((1, 2)) for d in (1, 2)])
+    assert abs(torch.corrcoef(middle)[0, 1]) < 0.2 and (middle.std(1) > 10).all()
+
+
+def test_brightness_changes_by_up_to_half_a_standard_deviation():
+    light = augment(torch.zeros(600, 3, 8, 8), 1.0, seeded())[:, 0].flatten(1).abs().amax(1)
+    assert 0.45 < light.max() <= 0.5
+
+
+def test_contrast_follows_the_strength():
+    light = augment(torch.full((600, 3, 8, 8), 100.0), 0.3, seeded())[:, 0].flatten(1).amax(1)
+    assert 106 < light.max() < 108

@@ -7,10 +7,12 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ferlab import benchmarks
 from ferlab.bench import (
     SETTING,
     _made_before,
@@ -28,6 +30,7 @@ from ferlab.bench import (
     read_results,
     run_cell,
     run_grid,
+    shown_split,
     summary,
     table,
     tables,
@@ -548,3 +551,72 @@ def test_what_is_no_grid_is_told(tmp_path, text):
 def test_committed_grids_can_be_read(path):
     cells = read_grid(path)
     assert cells and len({cell.name for cell in cells}) == len(cells)
+
+
+def test_other_seeds_than_the_first_do_not_choose_the_schedule():
+    results = [result(schedule=schedule, seed=seed, valid=valid) for schedule, seed, valid in
+               (("one", 0, 0.6), ("two", 0, 0.5), ("one", 1, 0.1), ("two", 1, 0.9))]
+    assert {r["schedule"] for r in best_schedules(results)} == {"one"}
+
+
+def test_there_is_no_gap_where_true_labels_are_no_better():
+    ceiling = result(noise="none", test=0.8) | {"rate": 0.0}
+    assert gap_closed([result(test=0.8), result(method="full", test=0.9), ceiling], "test") == {}
+
+
+def test_dr_fer_without_a_split_is_not_shown_as_dr_fer():
+    made = [result(name, **more) | {"settings": vars(profile("quick", **settings))} for name, settings, more in (
+        ("plain", {"method": "plain"}, {}), ("full", {"method": "drfer"}, {"valid": 0.6}),
+        ("no split", {"method": "drfer", "split": "off"}, {"valid": 0.9}))]
+    assert "full" in summary(made) and "no split" not in summary(made)
+
+
+def test_frame_tells_of_the_last_split():
+    made = measured() | {"epochs": [{"split": {"auroc": 0.6}}, {"split": {"auroc": 0.9}}, {}]}
+    assert set(frame([made]).auroc) == {0.9}
+
+
+def test_valid_is_shown_where_any_result_holds_test_back():
+    held_back = result()
+    del held_back["scores"]["test"]
+    assert shown_split([result(), held_back]) == "valid" and shown_split([result()]) == "test"
+
+
+def test_a_cell_learns_from_noise_of_its_seed_and_is_scored_on_right_labels_and_mirror_images(tmp_path, monkeypatch):
+    (cell,) = read_grid(grid_file(tmp_path, seeds=[3], schedules={"one": {"epochs": 1}}))
+    seen = {}
+
+    def train(config, splits, *_, **__):
+        seen["splits"] = splits
+        return SimpleNamespace(records=[{"seconds": 1.0}, {"seconds": 2.5}], evaluate=lambda faces, **how: how)
+
+    monkeypatch.setattr("ferlab.training.train", train)
+    made, clean = run_cell(cell, tmp_path / "runs"), benchmarks.load("rendered", **cell.options)
+    assert np.array_equal(seen["splits"].train.labels, clean.train.with_noise("symmetric", 0.3, 3).labels)
+    assert np.array_equal(seen["splits"].valid.labels, clean.valid.labels)
+    assert made["scores"] == dict.fromkeys(("valid", "test"), {"mirror": True, "balances": (0.25, 0.5, 0.75, 1.0)})
+    assert made["seconds"] == 3.5
+
+
+def test_what_failed_with_every_schedule_is_not_tried_with_other_seeds(tmp_path, monkeypatch):
+    import json
+
+    from test_bench import Inline
+
+    from ferlab.bench import run_grid
+
+    ran = []
+    monkeypatch.setattr("ferlab.bench.ProcessPoolExecutor", Inline)
+    monkeypatch.setattr("ferlab.bench._as_completed", lambda futures, *_: futures)
+
+    def fails(cell, results, runs_folder, wait):
+        ran.append((cell.schedule, cell.seed))
+        made = result(schedule=cell.schedule, seed=cell.seed) | {
+            "name": cell.name, "settings": vars(cell.config()), "options": cell.options, "profile": cell.profile,
+            "failed": "no memory"}
+        (results / f"{cell.name}.json").write_text(json.dumps(made))
+        return made
+
+    monkeypatch.setattr("ferlab.bench.run_cell_once", fails)
+    run_grid(grid_file(tmp_path), tmp_path / "results")
+    assert ran == [("one", 0), ("two", 0)]

@@ -511,3 +511,113 @@ def test_dividemix_divides_by_the_losses_of_all_classes(monkeypatch):
     quality = method.after_epoch(2, trainer)["split"]
     assert quality["auroc"] == 1.0
     assert torch.equal(method.clean_probability > 0.5, right.expand(2, -1))
+
+
+def test_dmue_latent_distributions_are_given_to_the_target_branch():
+    trainer, batch = prepared("dmue")
+    terms(trainer, batch)["latent"].backward()
+    network = trainer.network
+    assert all(p.grad is None or not p.grad.any() for p in (*network.stages.parameters(), *network.heads.parameters()))
+    assert network.classifier.weight.grad.abs().sum() > 0
+
+
+def test_dmue_ramps_weigh_its_terms():
+    trainer, batch = prepared("dmue", warm_up=1)
+    trainer.method.ramp = 4
+    _, _, branches = trainer.network.branches(batch.images)
+    auxiliary = dmue.auxiliary_loss(branches, trainer.method.given[batch.index]).item()
+    found = {}
+    for epochs_done in (1, 3, 7):
+        trainer.method.epochs_done.fill_(epochs_done)
+        found[epochs_done] = terms(trainer, batch)
+    assert found[1]["auxiliary"].item() == pytest.approx(auxiliary, rel=1e-4)
+    assert found[7]["auxiliary"].item() == pytest.approx(dmue.ramps(8, 4)[1] * auxiliary, rel=1e-4)
+    for name in ("cross_entropy", "latent", "similarity"):
+        assert found[1][name].item() == pytest.approx(dmue.ramps(2, 4)[0] * found[3][name].item(), rel=1e-4)
+
+
+def test_eac_mirrors_the_erased_face():
+    trainer, batch = prepared("eac")
+    network, method = trainer.network, trainer.method
+    found = terms(trainer, batch, seed=2)["consistency"].item()
+    images = eac.erase(batch.images, method.erased_area, 0.5, torch.Generator().manual_seed(2))
+    maps = [eac.activation_maps(network.parts(each), network.classifier.weight) for each in (images, images.flip(3))]
+    assert found == pytest.approx(5 * eac.flip_consistency(*maps).item(), rel=1e-3)
+
+
+def test_dividemix_terms_are_their_formulas(monkeypatch):
+    trainer, batch = prepared("dividemix", warm_up=1, own={"unlabelled_weight": 8.0})
+    method, network = trainer.method, trainer.network
+    method.epochs_done.fill_(5)  # a quarter of the rise
+    method.clean_probability = torch.rand(2, 48, generator=torch.Generator().manual_seed(7))
+    refined, refine = [], dividemix.refine
+    monkeypatch.setattr(dividemix, "refine", lambda *given: (refined.append(given), refine(*given))[1])
+    found, generator = terms(trainer, batch, seed=3), torch.Generator().manual_seed(3)
+    guess = [(twin(batch.images).logits.softmax(1) + twin(batch.images.flip(3)).logits.softmax(1)).detach() / 2
+             for twin in network.twins]
+    expected, targets = dict.fromkeys(("labelled", "unlabelled", "balance"), 0.0), method.targets[batch.index]
+    for k, twin in enumerate(network.twins):
+        w = method.clean_probability[1 - k, batch.index]
+        soft = refine(w, (w > 0.5).float(), targets, guess[k], (guess[0] + guess[1]) / 2, 0.5)
+        images, mixed = dividemix.mix(batch.images, soft, 4.0, generator)
+        p = twin(images).logits.softmax(1)
+        expected["labelled"] += -(mixed * p.log()).sum(1)[w > 0.5].mean().item()
+        expected["unlabelled"] += 8 / 4 * ((p - mixed) ** 2).mean(1)[w <= 0.5].mean().item()
+        expected["balance"] += dividemix.class_balance(p.mean(0)).item()
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-3)
+    assert len(refined) == 2 and not any(each.requires_grad for given in refined for each in given[:5])
+
+
+def test_dividemix_guesses_leave_batch_norm_alone():
+    trainer, batch = prepared("dividemix", warm_up=1)
+    trainer.method.epochs_done.fill_(1)
+    terms(trainer, batch)
+    counts = [value for name, value in trainer.network.state_dict().items() if "tracked" in name]
+    assert counts and all(count == 1 for count in counts)
+
+
+def test_dividemix_predicts_by_both_and_divides_by_each(monkeypatch):
+    trainer, batch = prepared("dividemix", epochs=9, warm_up=2)
+    network = trainer.network.eval()
+    one, two = (twin(batch.images).logits for twin in network.twins)
+    assert torch.allclose(network(batch.images).logits, (one + two) / 2, atol=1e-6)
+    asked, collect = [], dividemix.collect
+    monkeypatch.setattr(dividemix, "collect", lambda twin, *rest, **more: (asked.append(twin),
+                                                                          collect(twin, *rest, **more))[1])
+    trainer.method.after_epoch(2, trainer)
+    assert asked[0] is trainer.average.twins[0] and asked[1] is trainer.average.twins[1] and len(asked) == 2
+
+
+def test_scn_compares_with_the_label_as_it_is_now():
+    method = prepared("scn")[0].method
+    method.given[0], method.labels[0] = 0, 1  # relabelled before
+    method.relabel(torch.tensor([[0.1, 0.4, 0.5]]), torch.tensor([0]))
+    assert method.labels[0] == 1
+
+
+def test_scn_learns_the_new_labels():
+    trainer, batch = prepared("scn")
+    method = trainer.method
+    method.new_targets = torch.rand(48, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    features, _ = trainer.network.weighted(batch.images)
+    expected = 0.5 * F.cross_entropy(features.logits, method.new_targets[batch.index]).item()
+    assert terms(trainer, batch)["cross_entropy"].item() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(method.frequencies(), method.new_targets.mean(0))
+
+
+def test_scn_relabels_the_faces_of_the_batch(monkeypatch):
+    trainer, batch = prepared("scn", warm_up=1)
+    trainer.method.epochs_done.fill_(1)
+    batch.index = batch.index.flip(0) + 10
+    asked = []
+    monkeypatch.setattr(trainer.method, "relabel", lambda probability, index: asked.append(index))
+    with torch.no_grad():
+        alpha = trainer.network.weighted(batch.images)[1]
+    terms(trainer, batch)
+    assert set(asked[0].tolist()) == set(batch.index[alpha.argsort()[:10]].tolist())
+
+
+def test_ran_shows_the_attention_of_the_whole_face():
+    trainer, batch = prepared("ran")
+    network = trainer.network.eval()
+    assert torch.allclose(network(batch.images).attention, network.parts(batch.images).attention, atol=1e-6)

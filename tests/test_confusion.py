@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -81,3 +82,24 @@ def test_rows_are_distributions_whatever_comes(count, classes, seed, sharp, alig
 def test_what_does_not_match_is_told():
     with pytest.raises(FerlabError, match="do not match"):
         label_posterior(torch.ones(3, 2), torch.zeros(4, dtype=torch.long))
+
+
+def test_the_confusion_is_that_of_the_posterior_with_laplaces_prior_and_knows_no_temperature():
+    _, given, opinion = planted(60)  # few, so that the prior counts
+    posterior, confusion = label_posterior(opinion, given)
+    counts = posterior.T @ F.one_hot(given, 3).double() + 1
+    assert torch.allclose(confusion, counts / counts.sum(1, keepdim=True), atol=1e-5)
+    tempered, same = label_posterior(opinion, given, temperature=3)
+    assert torch.equal(same, confusion)
+    assert torch.allclose(tempered, posterior_under(confusion, opinion, given, 3)) and (tempered != posterior).any()
+
+
+def test_weights_of_aligned_classes_are_at_most_one():
+    _, given, opinion = planted(600)
+    _, confusion = label_posterior(opinion * torch.tensor([1.0, 0.3, 0.1]), given, aligned=True)
+    assert confusion.sum(1).max().item() == pytest.approx(1) and confusion.sum(1).min() < 0.9
+
+
+def test_an_opinion_of_nothing_leaves_the_confusion_to_say():
+    posterior = posterior_under(torch.tensor([[0.8, 0.2], [0.4, 0.6]]), torch.zeros(1, 2), torch.tensor([0]))
+    assert torch.allclose(posterior, torch.tensor([[0.8, 0.4]]).double() / 1.2)

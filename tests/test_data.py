@@ -245,3 +245,59 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("FERLAB_CACHE", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine"
     assert cache_directory(tmp_path) == tmp_path
+
+
+def test_half_a_wrong_label_is_a_wrong_label():
+    assert (inject_noise(np.zeros(10, int), "symmetric", 0.25, 2, seed=0) == 1).sum() == 3
+
+
+def test_annotators_err_on_pure_faces_too_as_their_class_is_usually_mistaken():
+    labels, pure = np.repeat([0, 1], 4000), np.eye(3)[np.repeat([0, 1], 4000)]
+    mixed = pure.copy()
+    mixed[:2000] = 0.5, 0.5, 0
+    noisy = inject_noise(labels, "annotators", 0.2, 3, seed=0, distribution=mixed,
+                         confusion=[[0, 1, 1], [1, 0, 3], [1, 1, 0]])
+    counts = np.bincount(noisy[4000:], minlength=3)  # of pure faces of class 1
+    assert len(counts) == 3 and 0.02 < (counts[0] + counts[2]) / 4000 < 0.1
+    assert counts[2] / counts[0] == pytest.approx(3, rel=0.3)
+
+
+def test_how_much_of_each_class_is_in_a_face_is_counted_in_any_unit():
+    labels = some_labels(500, 3)
+    mixture = np.random.default_rng(0).random((500, 3))
+    one, other = (inject_noise(labels, "annotators", 0.3, 3, seed=0, distribution=d) for d in (mixture, 7 * mixture))
+    assert (one == other).all() and (one != labels).any()
+
+
+def test_annotators_who_are_told_no_other_class_take_any():
+    noisy = inject_noise(np.zeros(3000, int), "annotators", 1.0, 3, seed=0, confusion=np.eye(3))
+    assert np.bincount(noisy)[1:] == pytest.approx([1500, 1500], rel=0.1)
+
+
+def test_faces_are_drawn_at_random_in_their_former_order():
+    faces = some_faces(names=np.arange(40).astype(str))
+    drawn = faces.draw(12, seed=1).names.astype(int)
+    assert len(drawn) == 12 and (np.diff(drawn) > 0).all() and drawn.max() > 12
+    assert (drawn != faces.draw(12, seed=2).names.astype(int)).any() and faces.draw(40) is faces
+
+
+def test_what_a_soft_label_gave_a_class_that_is_left_out_goes_to_the_others():
+    soft = np.tile(np.float32([0.6, 0.2, 0.2]), (4, 1))
+    faces = some_faces(4, ("a", "b", "c"), label_distribution=soft)
+    faces.labels[:] = 0
+    assert np.allclose(faces.reorder(("b", "a")).label_distribution, [0.25, 0.75])
+
+
+def test_the_fingerprint_is_of_the_soft_labels_too():
+    soft = np.eye(8)[np.arange(40) % 8]
+    other = soft.copy()
+    other[0] = 1 / 8
+    assert len({some_faces(label_distribution=each).fingerprint for each in (None, soft, other)}) == 3
+
+
+def test_one_pixel_of_colour_is_a_colour():
+    faces = some_faces()
+    faces.images = np.repeat(faces.images[..., None], 3, axis=3)
+    assert faces.grey
+    faces.images[-1, 0, 0, 2] += 1
+    assert not faces.grey

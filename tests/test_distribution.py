@@ -123,3 +123,15 @@ def test_a_class_never_seen_takes_no_part():
     unseen = distribution_contrastive_loss(embeddings, torch.full((6,), 2), torch.ones(6), classes, 10.0, 0.1)
     assert unseen.item() == 0
     assert distribution_contrastive_loss(embeddings, labels, torch.zeros(6), classes, 10.0, 0.1).item() == 0
+
+
+def test_a_class_that_a_batch_lacks_stays_seen():
+    classes, embeddings, labels = seen_classes()
+    classes.update(embeddings[:5], labels[:5], torch.ones(5))  # of class 0 alone
+    assert classes.seen.all()
+
+
+def test_a_face_that_counts_half_is_a_mean_all_the_same():
+    classes = ClassDistributions(1, 2)
+    classes.update(torch.tensor([[2.0, 4.0]]), torch.tensor([0]), torch.tensor([0.5]))
+    assert classes.mean.tolist() == [[2.0, 4.0]]

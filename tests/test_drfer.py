@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from test_training import bars, settings, weights
 
 from ferlab import metrics
-from ferlab.confusion import label_posterior
+from ferlab.confusion import label_posterior, posterior_under
 from ferlab.data import Splits
-from ferlab.drfer import DRFERMethod, disagreement, generalised_cross_entropy, split_epochs
+from ferlab.distribution import distribution_contrastive_loss
+from ferlab.drfer import DRFERMethod, disagreement, generalised_cross_entropy, split_epochs, with_given
 from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
 from ferlab.retrieval import class_average_precision, relabel
@@ -461,3 +462,123 @@ def test_method_is_one_that_the_loop_can_save():
     fresh.load_state_dict(trainer.method.state_dict())
     for name, value in trainer.method.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[name])
+
+
+def test_after_the_split_it_learns_from_the_new_labels():
+    trainer = prepared()[0]
+    method, batch = trainer.method, a_batch(trainer)
+    method.split_made.fill_(True)
+    method.new_targets = torch.rand(240, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    method.weight = torch.rand(240, generator=torch.Generator().manual_seed(1))
+    loss = F.cross_entropy(trainer.network.train()(batch.images).logits, method.new_targets[batch.index],
+                           reduction="none")
+    expected = (loss * method.weight[batch.index]).mean().item()
+    assert terms(trainer)["cross_entropy"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_contrastive_term_is_its_formula():
+    trainer = prepared(contrastive_weight=0.3, contrastive_count=7.0, contrastive_temperature=0.4)[0]
+    method, batch = trainer.method, a_batch(trainer)
+    method.split_made.fill_(True)
+    terms(trainer)  # classes are seen
+    with torch.no_grad():
+        embedding = trainer.network.train()(batch.images).embedding
+    expected = 0.3 * distribution_contrastive_loss(embedding, method.given[:32], torch.ones(32), method.distributions,
+                                                   7.0, 0.4)
+    assert terms(trainer)["contrastive"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_without_a_split_every_label_is_contrasted_from_the_start():
+    trainer = prepared(split="off")[0]
+    terms(trainer)  # classes are seen
+    assert terms(trainer)["contrastive"] > 0
+
+
+def test_no_face_finds_itself_in_the_evidence(monkeypatch):
+    trainer, _, collected = prepared(evidence="margin", top_k=5)
+    method, seen = trainer.method, []
+    evidence = method.evidence
+    monkeypatch.setattr(method, "evidence", lambda loss, given, precision: (seen.append(precision),
+                                                                          evidence(loss, given, precision))[1])
+    method.split_and_relabel(collected)
+    embedding = collected.embedding
+    expected = class_average_precision(embedding, embedding, method.given, 3, 5, balanced=True,
+                                       exclude=torch.arange(240))
+    assert torch.equal(seen[0], expected)
+
+
+def test_variances_are_tied_only_if_asked_for():
+    for tied in (True, False):
+        method = prepared(tied=tied)[0].method
+        mixture = method.fit_mixture(method.history[0]).mixtures[0]
+        assert (mixture.low_std == mixture.high_std) == tied
+
+
+def test_the_quality_of_the_split_is_at_its_threshold():
+    trainer, _, collected = prepared(clean_threshold=0.9, keep_given="noisy")
+    trainer.method.history[0, :40] = torch.linspace(0.6, 2.0, 40)  # some in doubt
+    found = trainer.method.split_and_relabel(collected)["split"]
+    w = trainer.method.clean_probability
+    assert ((w > 0.5) & (w < 0.9)).any() and found["clean_share"] == pytest.approx((w >= 0.9).double().mean().item())
+
+
+def test_unseen_faces_get_the_posterior_of_the_training_faces_confusion():
+    trainer, _, collected = prepared(split="class", sharpness=1.5, temperature=1.3)
+    method, rng = trainer.method, torch.Generator().manual_seed(5)
+    method.history[0, method.given == 2] = 1.0  # a class that is not split
+    method.split_and_relabel(collected)
+    mixture = method.fit_mixture(method.evidence(method.history[0], method.given, None))
+    method.confusion = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.1, 0.4, 0.5]]).double()
+    method.clean_probability[method.given == 2] = 1.0
+    precision, probability = torch.rand(60, 3, generator=rng), torch.rand(60, 3, generator=rng).softmax(1)
+    given, scores = torch.arange(60) % 3, torch.rand(60, generator=rng)
+    w, soft = method.labels_unseen(scores, precision, probability, given, mixture)
+    expected = posterior_under(method.confusion, probability * relabel(precision, 1.5), given, 1.3)
+    own = expected.gather(1, given[:, None])[:, 0]
+    assert torch.allclose(w[given < 2].double(), own[given < 2], atol=1e-6) and (w[given == 2] == 1).all()
+    assert torch.allclose(soft[given < 2].double(), expected[given < 2], atol=1e-6)
+    assert torch.equal(soft[given == 2].argmax(1), given[given == 2])
+
+
+def test_states_judge_unseen_faces_on_the_scale_of_the_training_faces(monkeypatch):
+    trainer = prepared(evidence="both")[0]
+    trainer.splits = trainer.splits._replace(valid=bars(30, wrong=0.2, seed=3))
+    method, seen = trainer.method, []
+    evidence = method.evidence
+    monkeypatch.setattr(method, "evidence", lambda *judged, among=None: (seen.append((judged, among)),
+                                                                       evidence(*judged, among=among))[1])
+    method.states(trainer)
+    assert len(seen) == 2 and seen[0][1] is None and seen[1][1] == seen[0][0]
+
+
+def test_where_nothing_but_the_given_label_is_left_it_is_kept():
+    one = torch.tensor([[0.0, 1.0]])
+    assert torch.equal(with_given(one, torch.ones(1), torch.tensor([1]), one, torch.tensor([False]), "posterior"), one)
+
+
+def test_unseen_faces_are_noisy_below_the_threshold():
+    trainer, _, collected = prepared(clean_threshold=0.9, keep_given="noisy")
+    method = trainer.method
+    method.split_and_relabel(collected)
+    doubt = type("Mixture", (), {"predict": lambda self, scores, given: scores})()
+    w, precision = torch.tensor([0.95, 0.7]), torch.tensor([[0.1, 0.2, 0.9]] * 2)
+    _, soft = method.labels_unseen(w, precision, precision, torch.tensor([0, 0]), doubt)
+    assert soft[0].tolist() == [1, 0, 0] and 0.7 < soft[1, 0] < 1
+
+
+def test_classes_are_aligned_where_asked_for():
+    confusion = {}
+    for aligned in (True, False):
+        trainer, _, collected = prepared(keep_given="posterior", aligned=aligned)
+        logits = collected.logits + torch.tensor([1.0, 0.0, -1.0])  # it leans to the first class
+        trainer.method.split_and_relabel(collected._replace(logits=logits))
+        confusion[aligned] = trainer.method.confusion
+    assert torch.allclose(confusion[False].sum(1), torch.ones(3).double()) and confusion[True].sum(1).min() < 0.99
+
+
+def test_suspects_of_a_former_split_weigh_as_little():
+    trainer, wrongly, collected = prepared(relabel_weight=0.5)
+    trainer.method.split_and_relabel(collected)
+    trainer.method.history = torch.ones(1, 240)
+    trainer.method.split_and_relabel(collected)
+    assert torch.equal(trainer.method.weight, torch.where(wrongly, 0.5, 1.0))

@@ -21,9 +21,9 @@ from ferlab.config import profile
 from ferlab.data import FaceSet
 from ferlab.decisions import write_labels
 from ferlab.errors import FerlabError
-from ferlab.evaluation import evaluate
+from ferlab.evaluation import evaluate, most_taken_for
 from ferlab.explorer import judged_faces
-from ferlab.metrics import balanced
+from ferlab.metrics import balanced, by_agreement, jensen_shannon
 from ferlab.runs import Run
 
 
@@ -377,3 +377,45 @@ def test_scores_are_of_a_face_and_its_mirror_image_unless_the_face_alone_is_aske
     assert evaluate(recogniser, faces, mirror=False)["accuracy"] == 1
     scores = evaluate(recogniser, faces)
     assert scores["mirror"] and scores["accuracy"] == np.mean(one == both)
+
+
+def test_divergence_and_agreement_are_of_the_scored_faces():
+    votes = np.float32([[9, 1, 0], [0, 2, 8], [3, 7, 0]])  # of neutral, contempt, anger
+    faces = marked(("neutral", "contempt", "anger"), [0, 2, 1], votes=votes)
+    recogniser = perfect(("anger", "neutral"), faces.classes)
+    scores = evaluate(recogniser, faces)
+    probabilities = recogniser.predict(faces.images, True, 0.0)[:2]
+    assert scores["divergence"] == pytest.approx(jensen_shannon(probabilities, votes[:2, [2, 0]]).mean())
+    assert scores["by_agreement"] == by_agreement(np.ones(2, bool), votes[:2, [2, 0]])
+    assert sum(each["faces"] for each in scores["by_agreement"]) == scores["faces"] == 2
+
+
+def test_divergence_is_from_the_soft_labels_where_there_are_any():
+    soft = np.float32([[0.7, 0.3], [0.2, 0.8]])
+    faces = marked(("anger", "fear"), [0, 1], votes=np.eye(2), label_distribution=soft)
+    recogniser = perfect(faces.classes)
+    expected = jensen_shannon(recogniser.predict(faces.images, True, 0.0), soft).mean()
+    assert evaluate(recogniser, faces)["divergence"] == pytest.approx(expected)
+
+
+def test_a_class_is_not_taken_for_itself():
+    result = {"classes": ["a", "b", "c"], "confusion_matrix": [[9, 1, 2], [3, 5, 0], [0, 0, 4]]}
+    assert most_taken_for(result) == {"a": ("c", 2), "b": ("a", 3), "c": ("a", 0)}
+
+
+def test_faces_of_unknown_truth_are_not_said_to_be_left_out():
+    faces = marked(("anger", "fear"), [0, 1, 1], truth=np.array([0, 1, -1]))
+    assert evaluate(perfect(faces.classes), faces)["note"] == ""
+
+
+def test_without_a_truth_scores_are_against_the_given_labels_and_say_so():
+    faces = marked(("anger", "fear"), [0, 1])
+    assert evaluate(perfect(faces.classes), faces)["against"] == "given"
+    faces.truth = faces.labels
+    assert evaluate(perfect(faces.classes), faces)["against"] == "reference"
+
+
+def test_classes_that_would_become_one_stay_two():
+    faces = marked(("happy", "happiness", "fear"), [0, 1, 2])
+    scores = evaluate(perfect(("happiness", "fear"), faces.classes), faces)
+    assert scores["counts"] == {"happiness": 1, "fear": 1} and "happy" in scores["note"]

@@ -113,3 +113,15 @@ def test_batch_norm_learns_again_after_an_error():
         raise RuntimeError
     network(torch.randn(4, 2))
     assert network.num_batches_tracked == 1
+
+
+def test_every_kind_of_batch_norm_is_left_as_it_was():
+    kinds = (nn.BatchNorm1d(2), torch.randn(8, 2)), (nn.BatchNorm3d(2), torch.randn(8, 2, 2, 2, 2))
+    for norm, faces in kinds:
+        with batch_statistics_untouched(norm):
+            norm(faces)
+        assert norm.num_batches_tracked == 0 and norm.track_running_stats
+    of_the_batch = nn.BatchNorm2d(2, track_running_stats=False)
+    with batch_statistics_untouched(of_the_batch):
+        pass
+    assert not of_the_batch.track_running_stats

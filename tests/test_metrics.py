@@ -22,6 +22,7 @@ from ferlab.metrics import (
     by_class,
     classification,
     fisher_ratio,
+    has_learned,
     jensen_shannon,
     noise_detection,
     relabelling_quality,
@@ -153,3 +154,14 @@ def test_jensen_shannon_is_scipys_squared_distance(seed):
     p, q = np.random.default_rng(seed).gamma(0.3, size=(2, 6, 5)) + 1e-6
     assert jensen_shannon(p, q) == pytest.approx(jensenshannon(p, q, base=2, axis=1) ** 2, abs=1e-7)
     assert jensen_shannon(np.eye(3), np.eye(3)[[0, 2, 1]]) == pytest.approx([0, 1, 1])
+
+
+def test_a_network_has_learned_that_beats_the_most_frequent_class_by_a_tenth():
+    labels = np.array([0, 0, 0, 1, 2])
+    assert has_learned(0.71, labels) and not has_learned(0.69, labels)
+
+
+def test_divergence_leaves_out_faces_without_votes():
+    votes, soft = np.array([[3.0, 1.0], [0.0, 0.0]]), np.array([[0.75, 0.25], [0.5, 0.5]])
+    noisy, labels = np.ones(2, bool), np.zeros(2, int)
+    assert relabelling_quality(soft, noisy, labels, labels, votes)["divergence"] == pytest.approx(0)

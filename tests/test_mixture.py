@@ -204,3 +204,65 @@ def test_margin_evidence_falls_with_the_margin_and_both_adds_the_standardised_ro
     assert evidence("both", losses, margin) == pytest.approx([-2, 0, 2])  # both standardise to -1, 0, 1
     assert evidence("both", losses[2:], margin[2:], (losses, margin)) == pytest.approx([2])
     assert evidence("both", losses[:1], margin[:1]) == 0  # a single face
+
+
+def test_as_many_samples_as_the_minimum_are_split():
+    losses, _ = planted(np.random.default_rng(0), 30, low_std=0.1, high_std=0.1)
+    assert ClassMixture().fit(losses, np.zeros(30, int)).status == {0: "split"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_skewed_heap_is_not_split(tied):
+    for seed in range(5):  # free components have an Ashman's D of 1.6 to 1.8, tied ones of 3.6 and more
+        losses = np.random.default_rng(seed).exponential(size=600)
+        assert ClassMixture(tied=tied).fit(losses, np.zeros(600, int)).status == {0: "not separated"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_losses_are_split_where_the_bayesian_information_criterion_asks_for_it(tied):
+    asked = set()
+    for seed in range(40):
+        losses, _ = planted(np.random.default_rng(seed), 100, 0, 2.5, 1, 1)
+        found = ClassMixture(tied=tied, separation=0).fit(losses, np.zeros(100, int))
+        two = np.logaddexp(*fit_two_gaussians(losses, tied).log_densities(losses)).sum()
+        one = norm.logpdf(losses, losses.mean(), losses.std()).sum()
+        wanted = (4 if tied else 5) * np.log(100) - 2 * two <= 2 * np.log(100) - 2 * one
+        assert found.status == {0: "split" if wanted else "not separated"}
+        asked.add(wanted)
+    assert asked == {True, False}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("low, high", [(np.zeros(60), np.ones(40)),
+                                       (np.zeros(60), np.random.default_rng(0).normal(3, 0.5, 40))])
+def test_a_heap_of_equal_losses_is_a_component(tied, low, high):
+    found = ClassMixture(tied=tied).fit(np.r_[low, high], np.zeros(100, int))
+    assert found.status == {0: "split"}
+    assert (found.clean_probability[:60] > 0.99).all() and (found.clean_probability[60:] < 0.01).all()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_groups_of_neighbours_keep_their_variance(tied, monkeypatch):
+    monkeypatch.setattr(mixture, "GROUPS", 16)
+    losses, _ = planted(np.random.default_rng(0), 2000, 0, 3, 1, 1.5)
+    found = fit_two_gaussians(losses, tied)
+    weight, mean = (np.array(pair) for pair in ((found.low_weight, 1 - found.low_weight), (found.low, found.high)))
+    square = weight @ (mean**2 + np.array([found.low_std, found.high_std]) ** 2)
+    assert weight @ mean == pytest.approx(losses.mean()) and square == pytest.approx((losses**2).mean())
+
+
+def test_the_low_component_is_low_where_the_two_change_places():
+    losses = np.random.default_rng(69).normal(size=40)  # steps from the split at the mean lead to a narrow heap above
+    found = fit_two_gaussians(losses, tied=False)
+    assert found.low < found.high and found.low_std > 5 * found.high_std
+    assert found.low_weight * found.low + (1 - found.low_weight) * found.high == pytest.approx(losses.mean())
+
+
+def test_spreads_that_hardly_differ_are_not_taken_for_the_same():
+    values = np.linspace(0, 3, 50)
+    clean, wrong = 0.6 * norm.pdf(values, 0, 1), 0.4 * norm.pdf(values, 3, 1.005)
+    assert np.allclose(TwoGaussians(0, 3, 1, 1.005, 0.6).low_probability(values), clean / (clean + wrong), atol=1e-6)
+
+
+def test_losses_below_zero_by_rounding_have_the_root_zero():
+    assert evidence("root", np.array([-1e-9]))[0] == 0

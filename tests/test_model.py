@@ -6,11 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from ferlab.config import Config
 from ferlab.errors import FerlabError
-from ferlab.model import DRFER, LocalBranch, count_parameters, folded, load_backbone_weights, standardise
+from ferlab.model import DRFER, LocalBranch, count_parameters, folded, in_grey, load_backbone_weights, standardise
 
 
 def network(backbone="small", size=32, **settings):
@@ -235,3 +237,30 @@ def test_a_resnet_takes_its_weights_from_a_file(tmp_path):
     assert torch.equal(net.stage4[1].bn2.weight, source.layer4[1].bn2.weight)
     with pytest.raises(FerlabError, match="does not fit"):
         network("resnet34", 32, weights=str(tmp_path / "resnet18.pth"))
+
+
+def test_fine_patterns_become_grey_where_faces_are_made_smaller():
+    board = torch.from_numpy((np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8))[None]
+    assert standardise(board, 32)[..., 2:-2, 2:-2].abs().max() < 0.3
+
+
+def test_grey_is_what_pillow_makes_of_colours():
+    colour = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    grey = np.stack([Image.fromarray(face).convert("L") for face in colour])
+    assert (in_grey(torch.from_numpy(colour)).numpy() == grey).mean() > 0.99
+
+
+def test_decoder_is_a_rectified_convolution_and_a_square_for_each_cell():
+    decoder = network().decoder
+    x = torch.randn(1, 128, 2, 2, generator=torch.Generator().manual_seed(0))
+    painted = decoder.paint(F.relu(decoder.hidden(x)))
+    assert torch.allclose(decoder(x)[0, 1, 8:16, :8], painted[0, 64:128, 1, 0].view(8, 8), atol=1e-6)
+
+
+def test_torchvisions_weights_are_asked_for(monkeypatch):
+    import torchvision
+
+    asked, resnet18 = [], torchvision.models.resnet18
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: (asked.append(weights), resnet18())[1])
+    network("resnet18", 32, weights="torchvision"), network("resnet18", 32)
+    assert asked == ["DEFAULT", None]

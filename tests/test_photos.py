@@ -161,3 +161,29 @@ def test_the_packaged_recogniser_has_a_card_that_tells_its_accuracy(scene: np.nd
     card = (ASSETS / "ferplus.md").read_text(encoding="utf-8")
     assert f"{recogniser.config.epochs} epochs" in card and all(f"| {name} |" in card for name in recogniser.classes)
     assert re.search(r"accuracy \| \*\*\d\d\.\d %\*\*", card)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_boxes_are_what_most_detections_agree_on_in_the_photos_pixels(times, monkeypatch):
+    found = np.array([(35, 25, 50, 50), (37, 25, 46, 46), (115, 30, 40, 40), (107, 45, 10, 10)])
+    cascade = type("Cascade", (), {"detectMultiScale2": lambda *_, **__: (found, np.array([30, 40, 25, 21]))})
+    monkeypatch.setattr(photos, "_detector", lambda name: cascade())
+    monkeypatch.setattr(photos, "SEARCHED", 200)
+    boxes = photos.find_faces(np.zeros((100 * times, 200 * times), np.uint8))  # with a border of 15 at its smaller size
+    inside = np.array([(22, 10, 46), (100, 15, 40), (92, 30, 10)])  # the first is the second's, with more detections
+    framed = np.c_[inside[:, :2] - 0.035 * inside[:, 2:], 1.07 * inside[:, 2]]
+    assert boxes.tolist() == np.round(framed * times).astype(int).tolist()
+
+
+def test_a_face_is_cut_out_at_its_box():
+    photo = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    assert np.array_equal(photos.crop_faces(photo, np.array([[30, 20, 8]]), 8)[0], photo[20:28, 30:38])
+    assert (photos.crop_faces(photo, np.array([[-8, 0, 8]]), 8) == 0).all()  # beyond the edge
+
+
+def test_a_long_photo_that_was_turned_is_not_taken_for_a_smaller_one(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (100, 400)).save(tmp_path / "turned.jpg", exif=exif)
+    photo = photos.read_photo(tmp_path / "turned.jpg")
+    assert photo.shape == (100, 400, 3) and photos.shrunk(tmp_path / "turned.jpg", photo) == 1

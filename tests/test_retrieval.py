@@ -202,3 +202,13 @@ def test_nearest_neighbours_are_those_of_a_full_sort():
     assert torch.equal(nearest_neighbours(queries, gallery, 7, chunk=16), expected[:, :7])
     assert torch.equal(nearest_neighbours(queries, gallery, 200), expected)
     assert nearest_neighbours(queries[:0], gallery, 3).shape == (0, 3)
+
+
+def test_zeros_of_either_sign_are_one_rank():
+    place = retrieval._ranking(np.float32([[0.0, -0.0, 1.0, -1.0]]), np.zeros(4, int)) >> 32
+    assert len(set(place[0].tolist())) == 3
+
+
+def test_a_gallery_of_nobody_but_the_face_itself_says_nothing(ranking):
+    one = torch.ones(1, 4)
+    assert (class_average_precision(one, one, torch.tensor([1]), 3, exclude=torch.tensor([0])) == 0).all()
