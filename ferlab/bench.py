@@ -577,9 +577,8 @@ def tables(results: list[dict]) -> str:
         split = shown_split(mine)
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
         parts.append(f"`{named(data, rule)}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; "
-                     "last epoch; "
-                     "of several schedules the one that was best on valid; minutes as trained"
-                     f"{half}:\n\n{table(mine, split)}\n\n{_again(best_schedules(mine)[0])}")
+                     f"last epoch; of several schedules the one that was best on valid; minutes as trained{half}:\n\n"
+                     f"{table(mine, split)}\n\n{_again(best_schedules(mine)[0])}")
         if closed := gap_closed(mine, split):
             parts.append("Of the gap in accuracy between plain training on these labels and on true ones "
                          f"(`{named(data, rule)}`, {split} split, seeds in common), closed by " + "; ".join(
