@@ -147,7 +147,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     run = runs.Run(directory or Path("runs") / f"{name}-{config.method}-seed{config.seed}")
     numbers = parse_options(options)
     if name == "rendered":
-        numbers = rendered_as_seen(config, None if like else profile_) | numbers
+        numbers = rendered_as_seen(config, profile_) | numbers
     rule = rule or "majority"
     data = {"data": name, "root": runs.absolute(root), "rule": rule, "skip_bad": skip_bad, "holdout": holdout,
             "noise": noise, "noise_rate": noise_rate, "options": numbers}
@@ -175,8 +175,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     trainer = Trainer(config, splits, run, progress)
     click.echo(f"Training {config.method} ({f'like {like}' if like else f'profile {profile_name(profile_)}'}, "
-               f"{config.epochs} epochs) on "
-               f"{trainer.device} in {trainer.precision} into {run.directory}")
+               f"{config.epochs} epochs) on {trainer.device} in {trainer.precision} into {run.directory}")
     trainer.fit()
 
     click.echo(f"\nDone: settings, metrics of every epoch and the checkpoint are in {run.directory}")
@@ -210,10 +209,11 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
 def settings_like(path: Path, seed: int) -> Config:
     """The settings of a run directory or of a result of ``ferlab bench``, with this seed. Raises FerlabError."""
     path = path / "config.json" if path.is_dir() else path
-    found = _read_json(path, "give a run directory, or a file of benchmarks/results")
+    mend = "give a run directory, or a file of benchmarks/results"
+    found = _read_json(path, mend)
     settings = found.get("settings", found)
     if not isinstance(settings, dict) or "method" not in settings:
-        raise FerlabError(f"{path} holds no settings: give a run directory, or a file of benchmarks/results.")
+        raise FerlabError(f"{path} holds no settings: {mend}.")
     return Config().replace(**settings | {"seed": seed})
 
 

@@ -292,19 +292,14 @@ def test_average_precisions_are_of_the_kind_that_is_asked_for(kind):
     assert np.allclose(judge(trainer, unseen)["average_precision"], expected, atol=1e-6)
 
 
-def without_training(monkeypatch):
-    """Audits whose networks are not trained and say of each face what its number says."""
-    def judged(trainer, unseen):
+def test_folds_are_of_the_seed_and_networks_that_have_not_learned_are_told(tmp_path, monkeypatch):
+    def judged(trainer, unseen):  # at random
         probability = np.float32(np.random.default_rng(0).dirichlet([1, 1, 1], len(unseen)))
         return {"probability": probability, "average_precision": probability,
                 "neighbours": np.zeros((len(unseen), 10), int)}
 
     monkeypatch.setattr(auditing, "train", lambda *_: None)
     monkeypatch.setattr(auditing, "judge", judged)
-
-
-def test_folds_are_of_the_seed_and_networks_that_have_not_learned_are_told(tmp_path, monkeypatch):
-    without_training(monkeypatch)
     faces, told = bars(60), []
     found = audit(faces, settings(seed=5), tmp_path, folds=3, tell=told.append)
     assert np.array_equal(found.fold, fold_of(faces.labels, 3, 5))
@@ -319,7 +314,7 @@ def test_a_label_that_is_doubtful_but_likelier_than_any_other_is_not_changed(tmp
     assert read_labels(write(found, bars(3), tmp_path)["labels"]) == {"b": "middle", "c": "middle"}
 
 
-def test_quality_and_confusion_are_of_known_faces_and_unaligned():
+def test_quality_is_of_known_faces():
     found = found_by_hand()
     assert found.quality(np.array([-1, 1, 2])) | {"auroc": 0, "average_precision": 0} == {
         "auroc": 0, "average_precision": 0, "wrong_share": 0.5, "right_if_wrong": 1.0}
