@@ -24,7 +24,7 @@ from ferlab.model import DRFER
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Collection, Method, Trainer
 
-LEAST_CLEAN = 0.1  # share of each given class
+LEAST_CLEAN = 0.1  # share of each given class that counts as clean at least (ours)
 ONLY_NOISY = ("none", "noisy")  # keep_given under which clean faces keep their labels
 
 
@@ -99,8 +99,9 @@ def with_given(
 
 
 class DRFERMethod(Method):
-    """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM(all) + contrastive_weight * DCL(clean), and, if
-    asked for, consistency_weight * ``disagreement`` (ours).
+    """CE(clean) + relabel_weight * softCE(noisy) + mask_weight * MIM + contrastive_weight * DCL(clean), and, if asked
+    for, consistency_weight * ``disagreement`` (ours). MIM sees a share of each batch (``mask_share``; ours), and clean
+    faces have soft labels, too, unless ``keep_given`` leaves them theirs (ours).
 
     Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
 
@@ -219,8 +220,8 @@ class DRFERMethod(Method):
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
 
-        The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure): of a
-        rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its faces
+        The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure; ours):
+        of a rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its faces
         come first, but not how many are right.
         """
         self.clean_probability = torch.where(judged, clean_probability, self.clean_probability)

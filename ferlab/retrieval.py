@@ -39,6 +39,7 @@ def class_average_precision(
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
     balanced: every item weighs 1 / n_c in the precision, so that classes of many items have the same chance level,
     about 1 / C; of a few items, each of which weighs much at its own rank, the mean AP of random rankings is higher.
+    That holds for the whole ranking: in the first k ranks a big class has more of its items by chance, too.
     chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / classes in the gallery if balanced), or with
     top_k about the mean AP of random rankings; it can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.

@@ -11,9 +11,10 @@ Li, Socher and Hoi, DivideMix: Learning with Noisy Labels as Semi-supervised Lea
     L = CE(labelled) + lambda_u MSE(unlabelled) + sum_c pi_c log(pi_c / mean_i p_ic),  pi = 1/C
 
 Source: these formulas, T = 0.5, Beta(4, 4), the threshold 0.5, the Gaussians' settings (ten steps of EM on losses
-scaled to [0, 1], no variance below 0.0005), lambda_u = 0 (the paper's choice for 20 % symmetric noise, for asymmetric
-noise and for labels as people gave them; 25 to 150 for more noise), the mean of both networks as prediction. Ours: the
-warm-up takes ``warm_up`` epochs, as DR-FER's does (after the paper's 10 the hard classes of rendered faces, all in
+scaled to [0, 1], no variance below 0.0005), lambda_u = 0 (the paper's choice on CIFAR-10 for 20 % symmetric noise and
+for asymmetric noise, and for labels as people gave them; else 25 to 150), the mean of both networks as prediction.
+Ours: both networks take every step together, each guessing as it trains (the authors' code trains one an epoch while
+the other is fixed); the warm-up takes ``warm_up`` epochs, as DR-FER's does (after the paper's 10 the hard classes of rendered faces, all in
 doubt, were lost); guesses are of the augmented face and its mirror image; a batch holds labelled and unlabelled faces
 as they come; the losses are of the averaged weights. Left out: training on both views of a face, batches of equal
 parts, the confidence penalty of the paper's warm-up under asymmetric noise. A step costs about three times plain's,

@@ -12,9 +12,10 @@ for Facial Expression Recognition, CVPR 2021. Details as in its authors' code (g
     L = up(e) (L_wce + 0.5 L_soft + 1000 L_sp) + down(e) L_aux  e: epoch
     up(e) = exp(-(1 - e/b)^2) until epoch b, then 1;   down(e) = 1 until epoch b, then exp(-(1 - b/e)^2)
 
-Source: all of this, T = 1.2, normalised vectors before the classifiers, b = 6 (as for AffectNet; 10 to 14 for FER+).
-Ours: branches share the local vector; faces of class j pass branch j, too, and its batch statistics; a class that a
-batch lacks has similarity 0; and logits are weighed, and L_sp begins, only after ``warm_up`` epochs. (From scratch,
+Source: all of this, T = 1.2, normalised vectors before the classifiers, b = 6 (as for AffectNet; 10 to 14 for FER+);
+the ramps are the paper's (the authors' code has exp(-5 (1 - e/b)^2), e from 0). Ours: branches share the local vector;
+faces of class j pass branch j, too, which has batch statistics of its own; L_aux is the mean over all pairs of branch
+and face, not over the branches' means; a class that a batch lacks has similarity 0; and logits are weighed, and L_sp begins, only after ``warm_up`` epochs. (From scratch,
 w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it; and vectors
 that are all alike are the cheapest answer to L_sp.) Left out: dropout, and batches that hold every class equally often.
 On a CPU a step costs about three times plain's.
