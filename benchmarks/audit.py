@@ -44,27 +44,29 @@ def compare(found: Audit, truth: np.ndarray) -> dict:
 
     known = truth >= 0
     wrong = (found.given != truth)[known]
+    if wrong.all() or not wrong.any():
+        raise FerlabError(f"Of {len(wrong):,} labels with a reference {'all' if wrong.any() else 'none'} are wrong: "
+                          "there is nothing to tell apart.")
     detection = {name: metrics.noise_detection(score[known], wrong) for name, score in suspicion(found).items()}
     issues = np.asarray(find_label_issues(found.given, found.probability.astype(float)))
     ours = np.zeros(len(issues), bool)
     ours[np.argsort(-found.score, kind="stable")[: issues.sum()]] = True
     chosen = {
-        name: {"precision": float(wrong[flags[known]].mean()) if flags[known].any() else None,
-               "recall": float(flags[known][wrong].mean()) if wrong.any() else None, "flagged": int(flags.sum())}
+        name: {"precision": float(wrong[flags[known]].mean()) if flags[known].any() else 0.0,
+               "recall": float(flags[known][wrong].mean()), "flagged": int(flags.sum())}
         for name, flags in (("cleanlab find_label_issues", issues), ("audit, as many", ours))
     }
     is_given = np.arange(len(found.classes)) == found.given[:, None]
     labels = {"network's prediction": found.probability.argmax(1), "retrieval": found.average_precision.argmax(1),
               "network's best but the given": np.where(is_given, -1, found.probability).argmax(1),
               "audit's suggestion": found.suggested}
-    right = {name: float((label == truth)[known][wrong].mean()) if wrong.any() else None
-             for name, label in labels.items()}
-    best = {kind: max(value[kind] or 0 for name, value in detection.items() if name.startswith("cleanlab"))
+    right = {name: float((label == truth)[known][wrong].mean()) for name, label in labels.items()}
+    best = {kind: max(value[kind] for name, value in detection.items() if name.startswith("cleanlab"))
             for kind in ("auroc", "average_precision")}
     return {
         "faces": int(known.sum()), "wrong_share": float(wrong.mean()), "detection": detection, "flagged": chosen,
         "right_if_wrong": right,
-        "gain_over_cleanlabs_best": {kind: (detection["audit score"][kind] or 0) - best[kind] for kind in best},
+        "gain_over_cleanlabs_best": {kind: detection["audit score"][kind] - best[kind] for kind in best},
     }
 
 
@@ -73,18 +75,15 @@ def compare(found: Audit, truth: np.ndarray) -> dict:
 @click.option("--json", "report", type=click.Path(path_type=Path, dir_okay=False), help="Write the comparison there.")
 def main(directory: Path, report: Path | None) -> None:
     """Print how the audit in DIRECTORY and cleanlab find its wrong labels."""
-    try:
-        found, truth = read(directory)
-        if truth is None:
-            raise FerlabError(f"The faces of {directory} have no reference labels to compare with.")
-        first = Run.open(directory / "fold_0")
-        result = compare(found, truth) | {
-            "folds": len(list(directory.glob("fold_*.npz"))), "settings": vars(first.config),
-            "environment": first.environment}
-        if report is not None:
-            write_json(report, result)
-    except FerlabError as error:
-        raise click.ClickException(str(error)) from error
+    found, truth = read(directory)
+    if truth is None:
+        raise FerlabError(f"The faces of {directory} have no reference labels to compare with.")
+    first = Run.open(directory / "fold_0")
+    result = compare(found, truth) | {
+        "folds": len(list(directory.glob("fold_*.npz"))), "settings": vars(first.config),
+        "environment": first.environment}
+    if report is not None:
+        write_json(report, result)
     click.echo(f"{result['faces']:,} faces, {result['wrong_share']:.1%} wrong\n\n| score | AUROC | average precision |")
     click.echo("|---|---|---|")
     for name, value in result["detection"].items():

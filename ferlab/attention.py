@@ -9,7 +9,6 @@ notebooks, and writes one JSON a training; trainings that were interrupted go on
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
 from ferlab.lesson import Lesson
 from ferlab.model import DRFER, standardise
-from ferlab.runs import environment, write_json
+from ferlab.runs import environment, json_object, write_json
 
 VARIANTS: dict[str, dict[str, Any]] = {"with MIM": {}, "without MIM": {"masked_modelling": False}}
 STEPS = 32  # of the path that integrated gradients follow
@@ -191,15 +190,6 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, rounds: int = 2000) -> tup
     return float(values.mean()), float(low), float(high)
 
 
-def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of one value a seed and its 95 % interval (low, high) by Student's t; nan for the interval of one seed."""
-    from scipy.stats import t
-
-    count, mean = len(values), float(np.mean(values))
-    half = t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5 if count > 1 else float("nan")
-    return mean, float(mean - half), float(mean + half)
-
-
 # ------------------------------------------------------------------------------------------------- with and without MIM
 
 def measure(network: DRFER, faces: FaceSet, steps: int = STEPS, most: int = 500) -> dict[str, Any]:
@@ -210,12 +200,14 @@ def measure(network: DRFER, faces: FaceSet, steps: int = STEPS, most: int = 500)
     network gets that always looks at the same places. Beside them uniform, faces, and flatness: of each of the K
     maps the standard deviation over the mean, within a face, [K], 0 = flat.
 
-    Raises FerlabError for faces without a map of parts.
+    Raises FerlabError for faces without a map of parts, or whose maps are all empty.
     """
     if "parts" not in faces.extras:
         raise FerlabError(f"{faces.dataset or 'This set'} has no map of informative parts: take the rendered faces.")
     parts = informative_parts(faces.extras["parts"])
     rows = np.flatnonzero(parts.any((1, 2)))[:most]
+    if not len(rows):
+        raise FerlabError("No part of these faces has moved: take some with an expression.")
     images, parts = faces.images[rows], upsample(parts[rows], network.size)
     attention = local_attention(network, images)
     answer = answers(network, images)
@@ -265,11 +257,17 @@ def run_seeds(seeds: Sequence[int], runs: Path, output: Path, say: Any = print) 
 
 
 def read_seeds(folder: str | Path, profile: str) -> dict[str, list[dict]]:
-    """{variant: its results, one a seed, in the order of the seeds} of a profile; only seeds that all variants have."""
+    """{variant: its results, one a seed, in the order of the seeds} of a profile; only seeds that all variants have.
+
+    Raises FerlabError for a file that holds no such result.
+    """
     found: dict[str, dict[int, dict]] = {variant: {} for variant in VARIANTS}
     for path in sorted(Path(folder).glob(f"{profile}-*.json")):
-        result = json.loads(path.read_text())
-        found[result["variant"]][result["seed"]] = result
+        try:
+            result = json_object(path.read_text())
+            found[result["variant"]][result["seed"]] = result
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FerlabError(f"{path} is no result of ferlab.attention: delete it and measure again.") from error
     seeds = sorted(set.intersection(*(set(results) for results in found.values())))
     return {variant: [results[seed] for seed in seeds] for variant, results in found.items()}
 
@@ -284,10 +282,7 @@ def main(seeds: int, profile: str | None, runs: Path, output: Path) -> None:
     """Train with and without masked image modelling and measure where the networks look, one JSON a training."""
     if profile:
         os.environ["FERLAB_PROFILE"] = profile
-    try:
-        run_seeds(range(seeds), runs, output, click.echo)
-    except FerlabError as error:
-        raise click.ClickException(str(error)) from error
+    run_seeds(range(seeds), runs, output, click.echo)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from ferlab import metrics
 from ferlab.config import Config
 from ferlab.confusion import label_posterior
 from ferlab.data import FaceSet, Splits
-from ferlab.decisions import write_labels
+from ferlab.decisions import face_names, write_labels
 from ferlab.errors import FerlabError
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel
 from ferlab.runs import json_object, write_json, write_whole
@@ -157,7 +157,7 @@ def audit(
     if not 2 <= folds <= len(faces):
         raise FerlabError(f"{folds} folds of {len(faces)} faces: give at least 2 folds, and no more than faces.")
     directory = Path(directory)
-    names = np.arange(len(faces)).astype(str) if faces.names is None else faces.names
+    names = face_names(faces)
     _check_same(directory, {"faces": faces.fingerprint, "folds": folds, "settings": asdict(config)})
     fold = fold_of(faces.labels, folds, config.seed)
     probability, precision = (np.zeros((len(faces), len(faces.classes)), np.float32) for _ in range(2))
@@ -208,7 +208,7 @@ def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
     found = trainer.collect(unseen)
     precision = class_average_precision(
         found.embedding, seen.embedding[agreed], given[agreed], len(unseen.classes), config.top_k,
-        balanced=config.average_precision == "balanced", chance_corrected=config.average_precision == "chance")
+        config.average_precision)
     nearest = nearest_neighbours(found.embedding, seen.embedding[agreed], NEIGHBOURS)
     return {"probability": found.logits.softmax(1).cpu().numpy(), "average_precision": precision.cpu().numpy(),
             "neighbours": agreed.nonzero()[:, 0][nearest].cpu().numpy()}
@@ -221,7 +221,8 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
     The picture shows the data set's own faces: whether it may be passed on is a question of the data set's terms.
     """
     directory = Path(directory)
-    paths = {kind: directory / f"{'audit' if kind == 'npz' else 'suspicious'}.{kind}" for kind in ("csv", "png", "npz")}
+    paths = {"csv": directory / "suspicious.csv", "png": directory / "suspicious.png", "npz": directory / "audit.npz",
+             "labels": directory / "suggested.csv"}
     picture = found.contact_sheet(faces, count).png()
     arrays = {"names": found.names, "classes": np.array(found.classes), "given": found.given,
               "probability": found.probability, "average_precision": found.average_precision,
@@ -230,7 +231,6 @@ def write(found: Audit, faces: FaceSet, directory: str | Path, count: int = 48) 
         arrays["truth"] = faces.truth  # for benchmarks/audit.py
     rows = found.better
     suggested = np.array(found.classes)[found.suggested[rows]]
-    paths["labels"] = directory / "suggested.csv"
     write_labels(paths["labels"], dict(zip(found.names[rows].tolist(), suggested.tolist())))
     write_whole(paths["csv"], lambda path: found.table().to_csv(path, index=False, errors="surrogateescape"))
     write_whole(paths["png"], lambda path: path.write_bytes(picture))

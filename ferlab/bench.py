@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ferlab.config import PROFILES, Config, profile
+from ferlab.config import NOISE_KINDS, PROFILES, Config, obeyed, profile
 from ferlab.errors import BusyError, FerlabError, OtherRunError
 from ferlab.runs import Run, json_object, write_json, write_whole
 
@@ -78,7 +78,6 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     setting, with its line and the known ones, and for a value that does not fit, with its line.
     """
     from ferlab import benchmarks, comparators
-    from ferlab.data import NOISE_KINDS
     from ferlab.training import own_settings
 
     try:
@@ -169,7 +168,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "schedule": cell.schedule, "seed": cell.seed,
         "faces": {name: len(faces) for name, faces in splits._asdict().items() if faces is not None},
         "fingerprint": train.fingerprint, "profile": cell.profile, "settings": vars(settings),
-        "method_settings": training.own_settings(settings),
+        **training.method_record(settings),
         "environment": runs.environment(settings),
     }
     how_read = {key: cell.options[key] for key in HOW_READ if key in cell.options}
@@ -255,7 +254,7 @@ def run_grid(
 
 def _made_before(cells: list[Cell], results: Path) -> list[dict]:
     """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
-    from ferlab.training import own_settings
+    from ferlab.training import method_source, own_settings
 
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
@@ -263,11 +262,14 @@ def _made_before(cells: list[Cell], results: Path) -> list[dict]:
         was = [f"{key} {result[key]}" for key in ("data", "options", "profile", "rate")
                if result[key] != getattr(cell, key)]
         own = json.loads(json.dumps(own_settings(config)))
-        for then, now in ((result["settings"], _obeyed(vars(config))), (result.get("method_settings", {}), own)):
+        for then, now in ((result["settings"], obeyed(vars(config))), (result.get("method_settings", {}), own)):
             was += [f"{key} {then[key]}" for key in now if key in then and then[key] != now[key]]
         if was:
             raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
-                              "and its run, give the cell another name, or give other --results.")
+                              "and its run, or give the cell another name.")
+        if result.get("method_source", source := method_source(config.method)) != source:
+            print(f"{results / cell.name}.json is of {config.method} as it was before its code was changed: delete it "
+                  "and its run to measure again", flush=True)
     return [made[cell.name] for cell in cells]
 
 
@@ -475,7 +477,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
             raise FerlabError(f"{result.get('name', 'A row')} was not measured by ferlab bench: it lacks "
                               f"{', '.join(missing)}; quoted numbers have a table of their own (bench.quoted).")
         last: dict = next((e["split"] for e in reversed(result["epochs"]) if "split" in e), {})
-        settings = _obeyed(result["settings"])
+        settings = obeyed(result["settings"])
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
             about |= {"split": split, "training_faces": result["faces"]["train"], "hardware": where(result)[-1],
@@ -493,18 +495,6 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         rows.append(row)
     halves = [column for name in columns for column in (name, f"{name}_half")]
     return pandas.DataFrame(rows, columns=[*SETTING, "seeds", *halves])
-
-
-def _obeyed(settings: dict) -> dict:
-    """The settings but the seed, one that a result predates at its default; of a method other than DR-FER, without
-    those that only DR-FER obeys."""
-    from ferlab.config import DRFER_ONLY, Config
-
-    settings = vars(Config()) | settings
-    if settings["method"] == "drfer":
-        return {key: value for key, value in settings.items() if key != "seed"}
-    known = vars(Config()).keys() - {"seed", *DRFER_ONLY}
-    return {key: value for key, value in settings.items() if key in known}
 
 
 def quoted(path: str | Path) -> pandas.DataFrame:
@@ -590,8 +580,9 @@ def tables(results: list[dict]) -> str:
 def _again(result: dict) -> str:
     """The command that makes such a result again."""
     grid = result["name"].split(f"-{result['method']}-")[0]
+    path = f"benchmarks/{grid}.json" if Path(f"benchmarks/{grid}.json").is_file() else "GRID.json"
     root = {"rendered": "", "fer2013": " --root ferplus.zip"}.get(result["data"], f" --root {result['data']}.zip")
-    return (f"A row again: `ferlab bench benchmarks/{grid}.json{root} --results again --only "
+    return (f"A row again: `ferlab bench {path}{root} --results again --runs again --only "
             f'"{grid}-{result["method"]}-{result["schedule"]}-"`, and so with the others\' method and schedule.')
 
 
@@ -650,6 +641,8 @@ def summary(results: list[dict]) -> str:
             _percent(gains), _score(ceiling, split) if ceiling else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        lines = ['(To compare with, there must be a method called "plain" and DR-FER with all its parts.)']
     return "\n".join(lines)
 
 

@@ -32,12 +32,11 @@ import pandas as pd
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from ferlab.data import NOISE_KINDS, FaceSet, Splits, cache_directory, check_whole, inject_noise, take_images
+from ferlab.config import LABEL_RULES, NOISE_KINDS, SPLITS
+from ferlab.data import CLASSES, FaceSet, Splits, cache_directory, check_whole, inject_noise, take_images
 from ferlab.errors import FerlabError
 
-COMMON_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
-LABEL_RULES = ("majority", "argmax", "distribution")
-SPLITS = ("train", "valid", "test")
+COMMON_CLASSES = CLASSES
 OPTIONS = ("train", "valid", "test", "seed")
 
 MAX_PIXELS = 50_000_000  # an image that claims to hold more is refused before it is decoded
@@ -266,6 +265,8 @@ def _hold_out(found: dict[str, FaceSet], name: str, share: float, seed: int) -> 
     train, found = found.get("train"), dict(found)
     if name in ("affectnet7", "affectnet8", "sfew") and "valid" in found and "test" not in found:
         found["test"] = replace(found.pop("valid"), split="test")
+    if train is not None and "valid" in found:
+        warnings.warn(f"{name} has validation faces of its own: nothing was held out.", stacklevel=3)
     if train is None or "valid" in found:
         return found
     rng, held = np.random.default_rng(seed), np.zeros(len(train), bool)
@@ -570,6 +571,8 @@ class _KagglePixels:
 
 def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
     path = "EmoLabel/list_patition_label.txt"
+    if not files.has(path) and (there := [split for split in ("train", "test") if files.has(f"{split}/1")]):
+        return [_rafdb_folders(files, split) for split in splits if split in there]
     if not files.has(path):
         raise FerlabError(f"{files.root} lacks {path}; unpack RAF-DB's basic part there.")
     names, labels = [], []
@@ -598,6 +601,14 @@ def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
         raise FerlabError(f"Image/aligned in {files.root} has none of the {len(first):,} images that {path} lists; its "
                           "files must be called train_00001_aligned.jpg and so on.")
     return found
+
+
+def _rafdb_folders(files: _Files, split: str) -> _Rows:
+    """train/1/….jpg to train/7/….jpg, as copies of RAF-DB's aligned faces go round; the label is the folder's."""
+    images = {str(label): files.files(f"{split}/{label}", IMAGE_ENDINGS) for label in range(1, 8)}
+    names = [f"{split}/{label}/{image}" for label, here in images.items() for image in here]
+    labels = [int(label) - 1 for label, here in images.items() for _ in here]
+    return _rows(files, "rafdb", split, "", names, np.array(labels, dtype=np.int64))
 
 
 # ------------------------------------------------------------------------------------------------------- AffectNet
@@ -705,6 +716,13 @@ _SFEW = {"angry": "anger", "disgust": "disgust", "fear": "fear", "happy": "happi
 _SPLIT_FOLDERS = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
 
 
+def _sfew_aligned(files: _Files, split: str) -> list[str]:
+    """The folder of a split's aligned faces, beside or in that of its film stills, if it goes by its usual name."""
+    begins = tuple(f"{name}_aligned" for name in _SPLIT_FOLDERS[split])
+    inside = [f"{name}/{inner}" for name in files.folders() for inner in files.folders(name)]
+    return [name for name in [*files.folders(), *inside] if name.split("/")[-1].lower().startswith(begins)][:1]
+
+
 def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
     """<split>/<class>/<image>, the names of the faces: ``folder`` with the classes it finds, ``sfew`` with its seven.
 
@@ -713,6 +731,8 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     places = {}
     for split in SPLITS:
         named = [name for name in files.folders() if name.lower() in _SPLIT_FOLDERS[split] and files.folders(name)]
+        if ask.name == "sfew":
+            named = _sfew_aligned(files, split) or named
         if len(named) > 1:
             raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one of them for {split}.")
         if named:
@@ -970,14 +990,16 @@ _BENCHMARKS = {
     "fer2013": _Benchmark(COMMON_CLASSES[:7], 48, "L", _FER_MARKERS, _FER_TREE + """
     fer2013_emotion.csv             (Image name,emotion; not needed beside Kaggle's fer2013.csv)""", _read_fer),
     "rafdb": _Benchmark(("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"), 100, "RGB",
-                        ("EmoLabel", "Image"), """\
+                        ("EmoLabel", "Image", "train", "test"), """\
     Image/aligned/train_00001_aligned.jpg …   Image/aligned/test_0001_aligned.jpg …
-    EmoLabel/list_patition_label.txt          (train_00001.jpg 5)""", _read_rafdb),
+    EmoLabel/list_patition_label.txt          (train_00001.jpg 5)
+    or the same faces by their label, 1 surprise to 7 neutral: train/1/….jpg …   test/1/….jpg …""", _read_rafdb),
     "affectnet7": _Benchmark(_AFFECTNET[:7], 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
     "affectnet8": _Benchmark(_AFFECTNET, 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
-    "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB", ("Train", "Val"), """\
+    "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB", ("Train", "Val", "Train_Aligned_Faces"), """\
     Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…
-    Train/Surprise/…    Val/Angry/….png …""", _read_folders),
+    Train/Surprise/…    Val/Angry/….png …   (or Train_Aligned_Faces/…, Val_Aligned_Faces/…, which go first)""",
+                       _read_folders),
     "folder": _Benchmark((), 112, "RGB", tuple(name for names in _SPLIT_FOLDERS.values() for name in names), """\
     train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three),
     or <class>/<image> alone, which are training faces""", _read_folders),

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import sys
-import types
 import typing
 import warnings
 from collections.abc import Sequence
@@ -17,16 +16,24 @@ import click
 
 from ferlab import __version__
 from ferlab.comparators import METHODS
-from ferlab.config import DRFER_ONLY, PROFILES, Config, profile, profile_name
+from ferlab.config import (
+    DRFER_ONLY,
+    LABEL_RULES,
+    NOISE_KINDS,
+    PROFILES,
+    SPLITS,
+    Config,
+    extends_drfer,
+    obeyed,
+    profile,
+    profile_name,
+)
 from ferlab.errors import FerlabError
 
 # What takes long to import (PyTorch, pandas) is imported by the commands that need it, so that --help is instant.
 if TYPE_CHECKING:
     from ferlab.data import FaceSet, Splits
 
-RULES = ("majority", "argmax", "distribution")
-NOISES = ("symmetric", "asymmetric", "annotators")
-SPLITS = ("train", "valid", "test")
 DATA_OPTIONS = ("size", "seed", "train", "valid", "test")
 SMOKE_FACES = {"train": 320, "valid": 80, "test": 80}  # what the smoke profile has rendered, in seconds
 
@@ -36,8 +43,6 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"ferlab: {message}\n"
     try:
         sys.exit(cli.main(prog_name="ferlab", standalone_mode=False) or 0)
-    except FerlabError as error:
-        _leave(str(error), 2)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -73,7 +78,7 @@ def _data_options(default: str | None) -> typing.Callable:
         click.option("--data", "name", metavar="NAME", default=default, show_default=bool(default),
                      help="Data set; ferlab data layout lists them."),
         click.option("--root", type=click.Path(path_type=Path), help="Its folder or .zip; rendered needs none."),
-        click.option("--rule", type=click.Choice(RULES), help="FER+: which label the raters' votes make."),
+        click.option("--rule", type=click.Choice(LABEL_RULES), help="FER+: which label the raters' votes make."),
         click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read, and list them."),
         click.option("--option", "options", metavar="NAME=NUMBER", multiple=True,
                      help="size (pixels); train, valid, test (at most so many faces); seed (which of them). "
@@ -89,6 +94,10 @@ def _data_options(default: str | None) -> typing.Callable:
     return decorate
 
 
+_like_option = click.option(
+    "--like", type=click.Path(path_type=Path),
+    help="In place of profile and method: train with the settings, but for the seed, of this run directory or this "
+         "result of ferlab bench.")
 _labels_option = click.option(
     "--labels", type=click.Path(path_type=Path, dir_okay=False),
     help="CSV of name,label: other labels for some of the faces, as ferlab data apply-decisions writes.")
@@ -103,10 +112,8 @@ _labels_option = click.option(
 @click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
               help="Size of the training. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: drfer]")
-@click.option("--like", type=click.Path(path_type=Path),
-              help="In place of profile and method: train with the settings, but for the seed, of this run directory "
-                   "or this result of ferlab bench.")
-@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
+@_like_option
+@click.option("--noise", type=click.Choice(NOISE_KINDS), help="Put wrong labels among the training faces'.")
 @click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
               help="Validate on this share of the training faces, where the data set comes in two parts.")
@@ -123,9 +130,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     The same command goes on where an interrupted training stopped.
     """
-    if like and (profile_ or method):
-        raise FerlabError("--like takes all settings from a training: leave --profile and --method out.")
-    base = settings_like(like, seed) if like else profile(profile_, method=method or "drfer", seed=seed)
+    base = base_settings(profile_, method, like, seed, "drfer")
     config, ignored = settings_of(base, settings)
     if show_settings:
         from ferlab.training import own_settings
@@ -134,9 +139,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         shown |= {f"own.{key}": json.dumps(value) for key, value in own_settings(config).items()}
         click.echo("\n".join(f"{key}={value}" for key, value in shown.items()))
         return
-    if noise is None and noise_rate is not None:
-        raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
-    noise_rate = 0.3 if noise and noise_rate is None else noise_rate
+    noise_rate = share_of_noise(noise, noise_rate)
 
     from ferlab import benchmarks, decisions, metrics, parallel, runs, training
 
@@ -150,13 +153,13 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
         numbers = rendered_as_seen(config, profile_) | numbers
     rule = rule or "majority"
     data = {"data": name, "root": runs.absolute(root), "rule": rule, "skip_bad": skip_bad, "holdout": holdout,
-            "noise": noise, "noise_rate": noise_rate, "options": numbers}
+            "noise": noise, "noise_rate": noise_rate if noise else None, "options": numbers}
     new_labels = None if labels is None else decisions.read_labels(labels)
     if new_labels is not None:
         data["labels"] = decisions.fingerprint(new_labels)
     _check_same(run, data)
     splits = benchmarks.load(name, root, rule=rule, skip_bad=skip_bad, holdout=holdout, noise=noise,
-                             noise_rate=noise_rate or 0.0, noise_seed=config.seed, progress=progress, **numbers)
+                             noise_rate=noise_rate, noise_seed=config.seed, progress=progress, **numbers)
     if new_labels is not None:
         splits = decisions.relabelled(splits, new_labels, str(labels), holdout=holdout)
     _tell_splits(splits)
@@ -214,7 +217,19 @@ def settings_like(path: Path, seed: int) -> Config:
     settings = found.get("settings", found)
     if not isinstance(settings, dict) or "method" not in settings:
         raise FerlabError(f"{path} holds no settings: {mend}.")
-    return Config().replace(**settings | {"seed": seed})
+    try:
+        return Config().replace(**obeyed(settings), seed=seed)
+    except FerlabError as error:
+        raise FerlabError(f"The settings of {path} do not fit this version of ferlab: {error}") from error
+
+
+def base_settings(profile_: str | None, method: str | None, like: Path | None, seed: int, usual: str) -> Config:
+    """The settings before ``--set``: of a profile and a method (the ``usual``, if none is given), or a training's."""
+    if not like:
+        return profile(profile_, method=method or usual, seed=seed)
+    if profile_ or method:
+        raise FerlabError("--like takes all settings from a training: leave --profile and --method out.")
+    return settings_like(like, seed)
 
 
 def settings_of(base: Config, texts: Sequence[str], obeyed: Sequence[str] = ()) -> tuple[Config, str]:
@@ -228,11 +243,13 @@ def settings_of(base: Config, texts: Sequence[str], obeyed: Sequence[str] = ()) 
     chosen: dict[str, Any] = {}
     for name, value in map(parse_setting, texts):
         chosen[name] = chosen.get(name, base.own) | value if name == "own" else value
+    if chosen.get("weights") not in (None, "torchvision"):
+        chosen["weights"] = str(Path(chosen["weights"]).expanduser().resolve())
     if "method" in chosen:
         raise FerlabError(f"Settings depend on the method: give --method {chosen['method']}, not --set.")
     config = base.replace(**chosen)
     own_settings(config)
-    vain = [name for name in chosen if name in DRFER_ONLY.difference(obeyed) and config.method != "drfer"]
+    vain = [] if extends_drfer(config.method) else [name for name in chosen if name in DRFER_ONLY.difference(obeyed)]
     return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
 
 
@@ -241,9 +258,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
     Of a method's own setting ("own", {"rank_weight": 0.3}) from "own.rank_weight=0.3".
     """
-    name, equals, value = (part.strip() for part in text.partition("="))
+    name, _, value = (part.strip() for part in text.partition("="))
     hints = typing.get_type_hints(Config)
-    if not equals:
+    if not value:
         raise FerlabError(f"--set {text} lacks a value: write it as NAME=VALUE, such as --set epochs=40.")
     if name.startswith("own."):
         try:
@@ -253,22 +270,24 @@ def parse_setting(text: str) -> tuple[str, Any]:
     if name not in hints or name == "own":
         known = ", ".join(sorted(hints.keys() - {"own"}))
         raise FerlabError(f"There is no setting {name}: the settings are {known}, and a method's own as own.NAME.")
-    kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+    kinds = typing.get_args(hints[name]) or (hints[name],)
     if type(None) in kinds and value.lower() == "none":
         return name, None
     kind = next(kind for kind in kinds if kind is not type(None))
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    if kind is bool:
-        if value.lower() not in words:
-            raise FerlabError(f"--set {text}: {name} is on or off.")
-        return name, words[value.lower()]
-    if kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise FerlabError(f"--set {text}: {name} must be {wanted}.") from None
-    return name, value
+    words = {bool: "on or off", int: "a whole number", float: "a number"}
+    if kind not in words:
+        return name, value
+    try:
+        return name, click.types.convert_type(kind)(value)
+    except click.BadParameter:
+        raise FerlabError(f"--set {text}: {name} must be {words[kind]}.") from None
+
+
+def share_of_noise(noise: str | None, rate: float | None) -> float:
+    """The share of labels to make wrong, 0 without noise; FerlabError for a share without a kind of noise."""
+    if noise is None and rate is not None:
+        raise FerlabError("--noise-rate needs --noise: say which kind of noise.")
+    return 0.0 if noise is None else 0.3 if rate is None else rate
 
 
 def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -326,7 +345,8 @@ def evaluate(name: str | None, root: Path | None, rule: str | None, skip_bad: bo
              labels: Path | None, mirror: bool, balance: float, report: Path | None) -> None:
     """Score a run on a split of a data set.
 
-    Data set, root and rule are the run's unless told otherwise. Only the split's own files need to be on disk.
+    Data set, root, rule and options are the run's unless told otherwise. Only the split's own files need to be on
+    disk.
     """
     from ferlab import benchmarks, decisions, recogniser, runs
     from ferlab.evaluation import evaluate as score
@@ -480,22 +500,23 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
               help="Trainings; each judges the faces that it left out.")
 @click.option("--profile", "profile_", type=click.Choice(list(PROFILES)),
               help="Size of the trainings. [default: $FERLAB_PROFILE, else full with a GPU and quick without]")
-@click.option("--method", default="plain", show_default=True, help="How to train, as in ferlab train.")
-@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces', to try it out.")
-@click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
+@click.option("--method", help="How to train, as in ferlab train. [default: plain]")
+@_like_option
+@click.option("--noise", type=click.Choice(NOISE_KINDS), help="Put wrong labels among the training faces'.")
+@click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds, trainings and noise.")
 @_labels_option
 @click.option("--count", type=click.IntRange(1), default=48, show_default=True, help="Faces in the picture.")
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="As in ferlab train.")
 def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
-          progress: bool | None, directory: Path, split: str, folds: int, profile_: str | None, method: str,
-          noise: str | None, noise_rate: float, seed: int, labels: Path | None, count: int,
+          progress: bool | None, directory: Path, split: str, folds: int, profile_: str | None, method: str | None,
+          like: Path | None, noise: str | None, noise_rate: float | None, seed: int, labels: Path | None, count: int,
           settings: tuple[str, ...]) -> None:
     """List the faces whose labels are likely wrong, with a better label for each.
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    base = profile(profile_, method=method, seed=seed)
+    base = base_settings(profile_, method, like, seed, "plain")
     config, ignored = settings_of(base, settings, obeyed=("top_k", "average_precision"))
     if ignored:
         click.echo(ignored, err=True)
@@ -503,18 +524,19 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     from ferlab import audit as auditing
     from ferlab import benchmarks, decisions, runs
 
+    noise_rate = share_of_noise(noise, noise_rate)
     if noise and split != "train":
         raise FerlabError(f"--noise puts wrong labels among the training faces, and --split is {split}: leave one out.")
     numbers = parse_options(options)
     if name == "rendered":
         numbers = rendered_as_seen(config, profile_) | numbers
     data = {"data": name, "root": runs.absolute(root), "rule": rule or "majority", "skip_bad": skip_bad, "noise": noise,
-            "noise_rate": noise_rate if noise else 0.0, "noise_seed": seed, "options": numbers, "split": split}
+            "noise_rate": noise_rate, "noise_seed": seed, "options": numbers, "split": split}
     new_labels = None if labels is None else decisions.read_labels(labels)
     if new_labels is not None:
         data["labels"] = decisions.fingerprint(new_labels)
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, splits=(split,), noise=noise,
-                             noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress, **numbers)
+                             noise_rate=noise_rate, noise_seed=seed, progress=progress, **numbers)
     faces = splits._asdict()[split]
     if faces is None or not len(faces):
         raise FerlabError(f"{root or name} has no {split} faces to judge.")
@@ -563,12 +585,12 @@ def layout(name: str | None) -> None:
 
 @data.command()
 @_data_options("rendered")
-@click.option("--noise", type=click.Choice(NOISES), help="Put wrong labels among the training faces'.")
-@click.option("--noise-rate", type=click.FloatRange(0, 1), default=0.3, show_default=True)
+@click.option("--noise", type=click.Choice(NOISE_KINDS), help="Put wrong labels among the training faces'.")
+@click.option("--noise-rate", type=click.FloatRange(0, 1), help="Share of labels to make wrong. [default: 0.3]")
 @click.option("--holdout", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="As in ferlab train.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the noise.")
 def info(name: str, root: Path | None, rule: str | None, skip_bad: bool, options: tuple[str, ...],
-         progress: bool | None, noise: str | None, noise_rate: float, holdout: float, seed: int) -> None:
+         progress: bool | None, noise: str | None, noise_rate: float | None, holdout: float, seed: int) -> None:
     """Count the faces of each split and class.
 
     Tells also how many labels differ from the reference, where there is one.
@@ -576,7 +598,7 @@ def info(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
     from ferlab import benchmarks
 
     splits = benchmarks.load(name, root, rule=rule or "majority", skip_bad=skip_bad, holdout=holdout, noise=noise,
-                             noise_rate=noise_rate if noise else 0.0, noise_seed=seed, progress=progress,
+                             noise_rate=share_of_noise(noise, noise_rate), noise_seed=seed, progress=progress,
                              **parse_options(options))
     _tell_splits(splits)
     click.echo("\n" + counts_table(splits))
@@ -783,14 +805,18 @@ def walkthrough(profile_: str | None, only: tuple[str, ...], output: Path | None
 @click.option("--root", type=click.Path(path_type=Path), help="Where the grid's data set lies; rendered needs none.")
 @click.option("--results", type=click.Path(path_type=Path, file_okay=False), default="benchmarks/results",
               show_default=True, help="One JSON a run goes there; those that exist are not run again.")
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default="runs", show_default=True,
+              help="Run directories go there. A grid that was interrupted goes on with them, and other --results take "
+                   "what they hold.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time, a core each.")
 @click.option("--only", default="", metavar="TEXT", help="Only the cells whose name contains it.")
-def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) -> None:
+def bench(grid: Path, root: Path | None, results: Path, runs: Path, jobs: int, only: str) -> None:
     """Run the trainings of a grid file, such as benchmarks/rendered.json.
 
     A grid names its data set and options (as --option; "holdout" of a set in two parts), profile, seeds, kinds and
     rates of noise, methods with their settings, and schedules, settings of which every method tries each with the first
-    seed; the others take the one that did best on the validation split:
+    seed; the others take the one that did best on the validation split. The tables of ferlab report compare with the
+    method that the grid calls "plain":
 
     \b
     {"name": "rafdb", "data": "rafdb", "options": {"holdout": 0.1},
@@ -798,12 +824,10 @@ def bench(grid: Path, root: Path | None, results: Path, jobs: int, only: str) ->
      "noise": [["none", 0.0], ["symmetric", 0.3]],
      "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}},
      "schedules": {"short": {"epochs": 44}, "long": {"epochs": 74}}}
-
-    Run directories go to ./runs. An interrupted grid goes on where it stopped.
     """
     from ferlab.bench import read_failures, read_grid, run_grid
 
-    run_grid(grid, results, root, "runs", jobs, only)
+    run_grid(grid, results, root, runs, jobs, only)
     cells = {cell.name for cell in read_grid(grid, root) if only in cell.name}
     if failed := sorted(read_failures(results).keys() & cells):
         raise FerlabError(f"{len(failed)} of {len(cells)} trainings failed, {results} tells why: {', '.join(failed)}.")

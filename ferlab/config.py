@@ -9,9 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ferlab.errors import FerlabError
+
+SPLITS = ("train", "valid", "test")
+NOISE_KINDS = ("symmetric", "asymmetric", "annotators")  # see data.inject_noise
+LABEL_RULES = ("majority", "argmax", "distribution")  # of FER+, see benchmarks.load
+KindOfAP = Literal["plain", "chance", "balanced"]  # see retrieval.class_average_precision
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Config:
     seed: int = 0
 
     # network
-    backbone: str = "small"
+    backbone: Literal["small", "small18", "resnet18", "resnet34", "resnet50"] = "small"
     weights: str | None = None  # None, "torchvision", or the path of a checkpoint
     size: int = 48  # pixels a side that the network sees, a multiple of 16
     attention_maps: int = 4
@@ -75,7 +80,7 @@ class Config:
     # retrieval relabelling
     relabelling: bool = True
     relabel_weight: float = 1.0
-    average_precision: Literal["plain", "chance", "balanced"] = "balanced"
+    average_precision: KindOfAP = "balanced"
     top_k: int | None = None
     sharpness: float = 2.0
     # how the given label enters the new one: not at all, mixed in by w (of noisy faces, or of all), or by Bayes' rule
@@ -161,16 +166,7 @@ _KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 KINDS = {each.name: _KINDS[each.type] for each in dataclasses.fields(Config) if each.type in _KINDS}
 
-BACKBONES = ("small", "small18", "resnet18", "resnet34", "resnet50")
-CHOICES = {
-    "backbone": BACKBONES,
-    "optimizer": ("sgd", "adamw"),
-    "precision": ("auto", "float32"),
-    "split": ("class", "shared", "off"),
-    "evidence": ("loss", "root", "margin", "both"),
-    "keep_given": ("none", "noisy", "all", "posterior"),
-    "average_precision": ("plain", "chance", "balanced"),
-}
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Config).items() if get_origin(kind) is Literal}
 
 # what nothing depends on until the first split
 AFTER_WARM_UP = (
@@ -226,10 +222,33 @@ def profile_name(name: str | None = None) -> str:
 def profile(name: str | None = None, **changes) -> Config:
     """The settings of a profile (see ``profile_name``), with some changed.
 
-    Where these do not say otherwise, methods other than DR-FER train without label smoothing and for
+    Where these do not say otherwise, methods that are not made of DR-FER train without label smoothing and for
     ``BASELINE_EPOCHS``: more only teaches them the wrong labels by heart.
     """
     name = profile_name(name)
-    if changes.get("method", "drfer") != "drfer":
+    if not extends_drfer(changes.get("method", "drfer")):
         changes = {"epochs": BASELINE_EPOCHS[name], "label_smoothing": 0.0, **changes}
     return PROFILES[name].replace(**changes)
+
+
+def extends_drfer(method: str) -> bool:
+    """Whether the method is DR-FER, or made of its class; not one that is not known."""
+    if method in ("plain", "drfer"):
+        return method == "drfer"
+    from ferlab.drfer import DRFERMethod
+    from ferlab.training import method_class
+
+    try:
+        return issubclass(method_class(method), DRFERMethod)
+    except FerlabError:
+        return False
+
+
+def obeyed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Recorded settings but the seed, one that is older than the record at its default; of a method other than DR-FER,
+    without those that only DR-FER obeys."""
+    settings = vars(Config()) | settings
+    if extends_drfer(settings["method"]):
+        return {key: value for key, value in settings.items() if key != "seed"}
+    known = vars(Config()).keys() - {"seed", *DRFER_ONLY}
+    return {key: value for key, value in settings.items() if key in known}

@@ -8,6 +8,8 @@ and the face itself, as a trained network sees it, is the other witness (ours).
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,8 +17,8 @@ from ferlab.errors import FerlabError
 
 
 def label_posterior(
-    opinion: Tensor, given: Tensor, temperature: float = 1.0, aligned: bool = False, iterations: int = 100,
-    tolerance: float = 1e-6,
+    opinion: Tensor | np.ndarray, given: Tensor | np.ndarray, temperature: float = 1.0, aligned: bool = False,
+    iterations: int = 100, tolerance: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     """Posterior of the true class of each face, and the confusion of the labels, by expectation-maximisation.
 
@@ -30,6 +32,7 @@ def label_posterior(
     to be labelled wrongly more than the rest. Not for annotators who know some classes much better than others.
     Raises FerlabError if they do not match.
     """
+    opinion, given = torch.as_tensor(opinion), torch.as_tensor(given)
     if opinion.ndim != 2 or len(opinion) != len(given):
         raise FerlabError(f"opinion {tuple(opinion.shape)} and {len(given)} labels do not match: give [N, C] and [N].")
     classes = opinion.shape[1]
@@ -55,5 +58,5 @@ def posterior_under(confusion: Tensor, opinion: Tensor, given: Tensor, temperatu
 
     temperature: above 1 for an opinion that is too sure of itself; the posterior is raised to 1 / temperature.
     """
-    posterior = (opinion.double().clamp(min=1e-12) * confusion.T[given]) ** (1 / temperature)
-    return posterior / posterior.sum(1, keepdim=True)
+    weight = opinion.double().clamp(min=1e-12) * confusion.T[given]
+    return (weight.log() / temperature).softmax(1)  # w^(1/T), normalised, without underflow

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ferlab.config import NOISE_KINDS
 from ferlab.errors import FerlabError
 
-NOISE_KINDS = ("symmetric", "asymmetric", "annotators")
+CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 RATERS = 10
 IN_MEMORY = 1 << 30  # bytes; chosen faces that take more stay on disk
 
@@ -106,7 +107,7 @@ class FaceSet:
 
         images, grey_or_rgb = self.images, "uint8 [N, H, W] or [N, H, W, 3]"
         shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
-        if shape is None or dtype != np.uint8 or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3):
+        if dtype != np.uint8 or shape is None or len(shape) < 3 or 0 in shape[1:] or shape[3:] not in ((), (3,)):
             raise FerlabError(f"{what}: images must be {grey_or_rgb}, not {dtype} {shape}.")
 
         count = len(self.classes)
@@ -290,7 +291,6 @@ def _integers(values: Any, count: int, what: str, lowest: int = 0) -> np.ndarray
 
 # For faces of one class (row), where the raters' other votes go (per cent): measured on the FER+ training faces, whose
 # ten raters' majority is the row. Fear goes to surprise, sadness to neutral, disgust to anger.
-_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 _CONFUSION = np.array([
     [00, 14,  8, 49, 13,  4,  2, 10],  # neutral
     [53, 00, 26,  6,  5,  3,  2,  4],  # happiness
@@ -309,8 +309,8 @@ def human_confusion(classes: Sequence[str]) -> np.ndarray:
     For two or more of the eight expression names, in any order, what FER+'s ten raters confuse (measured on its
     training faces). For any other names a ring: class c is mistaken for class c + 1.
     """
-    if len(classes) > 1 and set(classes) <= set(_CLASSES):
-        index = [_CLASSES.index(name) for name in classes]
+    if len(classes) > 1 and set(classes) <= set(CLASSES):
+        index = [CLASSES.index(name) for name in classes]
         chosen = _CONFUSION[np.ix_(index, index)].astype(float)
         return chosen / chosen.sum(1, keepdims=True)
     return np.roll(np.eye(len(classes)), 1, axis=1)
@@ -368,8 +368,8 @@ def inject_noise(labels: Any, kind: str, rate: float, num_classes: int, seed: in
 def _other_classes(confusion: np.ndarray | None, num_classes: int) -> np.ndarray:
     """[C, C] weights of the classes that each class is mistaken for, the diagonal zero."""
     if confusion is None:
-        known = num_classes in (len(_CLASSES) - 1, len(_CLASSES))
-        confusion = human_confusion(_CLASSES[:num_classes] if known else [str(c) for c in range(num_classes)])
+        known = num_classes in (len(CLASSES) - 1, len(CLASSES))
+        confusion = human_confusion(CLASSES[:num_classes] if known else [str(c) for c in range(num_classes)])
     matrix = np.array(confusion, dtype=float)
     if matrix.shape != (num_classes, num_classes) or not (np.isfinite(matrix) & (matrix >= 0)).all():
         raise FerlabError(f"confusion must be [{num_classes}, {num_classes}] and not negative, not {matrix.shape}.")

@@ -189,7 +189,7 @@ def corrected_labels(faces: FaceSet, log: DecisionLog) -> np.ndarray:
 
 
 def named(faces: FaceSet, labels: np.ndarray) -> dict[str, str]:
-    """{name: class name} of each face; labels: int [N]."""
+    """{name: class name} of each face; labels: int [N]. Raises FerlabError where faces share a name."""
     names = face_names(faces).tolist()
     pairs = {name: faces.classes[label] for name, label in zip(names, labels.tolist())}
     if len(pairs) < len(names):

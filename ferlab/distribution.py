@@ -61,11 +61,13 @@ class ClassDistributions(nn.Module):
         total = member.sum(0)  # [C]
         present = total > 0
         share = member.T / total.clamp(min=1e-8)[:, None]  # [C, B]
+        with torch.autocast(embeddings.device.type, enabled=False):  # bfloat16 would blur the spread
+            mean, square = share @ embeddings, share @ embeddings.square()
         # a class with few samples in the batch moves less, so that one face does not stand for its class
         step = torch.where(self.seen, (1 - self.momentum) * total.clamp(max=4) / 4, torch.ones_like(total))
         step = (step * present)[:, None]
-        self.mean += step * (share @ embeddings - self.mean)
-        self.square += step * (share @ embeddings.square() - self.square)
+        self.mean += step * (mean - self.mean)
+        self.square += step * (square - self.square)
         self.seen |= present
 
 

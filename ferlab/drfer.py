@@ -202,8 +202,10 @@ class DRFERMethod(Method):
         """Split by the evidence, relabel by retrieval from the clean set, and set targets and weights."""
         config, embedding = self.config, collected.embedding
         loss = self.history[-config.smooth_collections :].mean(0)
-        everybody = torch.arange(len(embedding), device=embedding.device)
-        precision = self.average_precision(embedding, embedding, self.given, everybody) if self.uses_retrieval else None
+        precision = None
+        if config.evidence in ("margin", "both"):
+            everybody = torch.arange(len(embedding), device=embedding.device)
+            precision = self.average_precision(embedding, embedding, self.given, everybody)
         mixture = self.fit_mixture(self.evidence(loss, self.given, precision))
         separates = torch.tensor([mixture.mixtures.get(c) is not None for c in range(self.num_classes)])
         judged = separates.to(loss.device)[self.given]
@@ -221,8 +223,8 @@ class DRFERMethod(Method):
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
 
         The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure; ours):
-        of a rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its faces
-        come first, but not how many are right.
+        of a rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its
+        faces come first, but not how many are right.
         """
         self.clean_probability = torch.where(judged, clean_probability, self.clean_probability)
         for c in self.given.unique():
@@ -255,11 +257,6 @@ class DRFERMethod(Method):
         own[clean] = torch.arange(len(clean), device=clean.device)
         return clean, own
 
-    @property
-    def uses_retrieval(self) -> bool:
-        """Whether the evidence needs average precisions."""
-        return self.config.evidence in ("margin", "both")
-
     def evidence(self, loss: Tensor, given: Tensor, precision: Tensor | None,
                  among: tuple[Tensor, Tensor, Tensor | None] | None = None) -> Tensor:
         """The configured score to split by, [N] (``mixture.evidence``); precision: [N, C], where retrieval counts.
@@ -282,10 +279,9 @@ class DRFERMethod(Method):
         self, queries: Tensor, gallery: Tensor, labels: Tensor, exclude: Tensor | None = None
     ) -> Tensor:
         """Class AP of the configured kind, [Q, C]."""
-        kind = self.config.average_precision
         return parallel.by_rows(lambda queries, exclude: class_average_precision(
-            queries, gallery, labels, self.num_classes, self.config.top_k, balanced=kind == "balanced",
-            chance_corrected=kind == "chance", exclude=exclude), queries, exclude)
+            queries, gallery, labels, self.num_classes, self.config.top_k, self.config.average_precision, exclude),
+            queries, exclude)
 
     def quality(self) -> dict:
         """How right the split and the new labels are, by the truth that training does not see, of all faces and, under

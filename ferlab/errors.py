@@ -1,11 +1,20 @@
 """The exceptions that ferlab raises for what its user can mend."""
 
+from typing import Any
 
-class FerlabError(ValueError):
+import click
+
+
+class FerlabError(click.ClickException, ValueError):
     """Bad input, told in one sentence: what is wrong, where, and how to mend it.
 
-    The command line prints the sentence and exits with code 2; nothing is left half-written.
+    Every command prints the sentence and exits with code 2; nothing is left half-written.
     """
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"ferlab: {self.message}", file, err=True)
 
 
 class BusyError(FerlabError):

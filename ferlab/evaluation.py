@@ -30,7 +30,7 @@ def evaluate(
     of classes that the recogniser lacks are left out, its own further classes cannot be chosen, and ``note`` says so.
 
     against: "reference", the truth where there is one and else the given labels; or "given", the given labels.
-    mirror: average over each face and its mirror image, as all numbers of this project are; papers mostly do not.
+    mirror: average over each face and its mirror image, as in all results here; papers mostly do not.
     balance: of the classes, see ``Recogniser.predict``.
 
     Returns data, split, rule, against (what there was), noise (how the given labels were changed), mirror, balance,

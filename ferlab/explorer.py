@@ -33,7 +33,7 @@ import traitlets
 from PIL import Image
 
 from ferlab import audit, benchmarks, plots
-from ferlab.config import Config
+from ferlab.config import SPLITS, Config, KindOfAP
 from ferlab.data import FaceSet
 from ferlab.decisions import DecisionLog, face_names, read_labels, relabelled
 from ferlab.drfer import epochs_to_split, soft_labels, with_given
@@ -105,7 +105,8 @@ class Suspects:
 
     @cached_property
     def evidence(self) -> np.ndarray:
-        """The score that the faces were split by, [N], higher = more likely wrong."""
+        """The score that the faces were split by, [N], higher = more likely wrong; where retrieval counts for it, by
+        the clean gallery (the split asks all faces)."""
         recent = self.history[-self.config.smooth_collections:]
         loss = recent.mean(0) if len(recent) else self.loss
         margin = None
@@ -212,7 +213,7 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
     loaded = benchmarks.load(
         name, root, rule=record.get("rule", "majority"), skip_bad=record.get("skip_bad", False),
         holdout=holdout, noise=noise, noise_rate=record.get("noise_rate") or 0.0,
-        noise_seed=record.get("noise_seed", seed or 0), splits=benchmarks.SPLITS if holdout else (split,),
+        noise_seed=record.get("noise_seed", seed or 0), splits=SPLITS if holdout else (split,),
         progress=progress, **record.get("options", {}))
     if record.get("labels"):
         path = directory / "labels.csv"
@@ -234,7 +235,7 @@ class Settings:
     """
 
     threshold: float = 0.5
-    average_precision: str = "balanced"
+    average_precision: KindOfAP = "balanced"
     top_k: int | None = None
 
     @classmethod
@@ -255,8 +256,8 @@ class Filter:
 
     given: int | None = None
     new: int | None = None
-    clean: tuple[float, float] = (0.0, 1.0)
-    margin: tuple[float, float] = (-1.0, 1.0)
+    clean: tuple[float, float] = (-np.inf, np.inf)
+    margin: tuple[float, float] = (-np.inf, np.inf)
     changed: bool = False
     reference: str = "any"
     decided: str = "any"
@@ -301,14 +302,14 @@ class Relabelling:
 
     def retrieve(self, rows: np.ndarray | None = None, seconds: float = np.inf) -> int:
         """Relabel pending faces, those of ``rows`` or all, for so long; returns how many are left."""
-        known, kind = self.suspects, self.settings.average_precision
+        known = self.suspects
         ended = time.perf_counter() + seconds
         wanted = self.pending if rows is None else rows[np.isin(rows, self.pending)]
         for part in np.array_split(wanted, -(-len(wanted) // 64)) if len(wanted) else []:
             index = torch.from_numpy(part).to(known.embedding.device)
             self.precision[part] = class_average_precision(
                 known.embedding[index], self._gallery_embedding, known.given[self.gallery], len(known.faces.classes),
-                self.settings.top_k, balanced=kind == "balanced", chance_corrected=kind == "chance").cpu().numpy()
+                self.settings.top_k, self.settings.average_precision).cpu().numpy()
             self._derive(part)
             self.pending = np.setdiff1d(self.pending, part, assume_unique=True)
             if time.perf_counter() > ended:
@@ -540,10 +541,8 @@ class View:
 
     def _class_history(self, given: int) -> np.ndarray:
         """Quartiles of the losses of a given class over the collections, [E, 3]."""
-        if given not in (kept := self.__dict__.setdefault("_quartiles", {})):
-            mine = self.suspects.faces.labels == given
-            kept[given] = np.quantile(self.suspects.history[:, mine], (0.25, 0.5, 0.75), axis=1).T
-        return kept[given]
+        mine = self.suspects.faces.labels == given
+        return np.quantile(self.suspects.history[:, mine], (0.25, 0.5, 0.75), axis=1).T
 
     @property
     def evidence_name(self) -> str:
@@ -697,10 +696,9 @@ class Explorer(widgets.VBox):
         self.sort = _dropdown("sort", ORDERS, "230px")
         self.clean = _range("clean probability", 0, 1, 0.01)
         self.margin = _range("AP margin", -1, 1, 0.02)
-        for control in (self.given, self.new, self.changed, self.reference, self.decided, self.sort):
+        for control in (self.given, self.new, self.changed, self.reference, self.decided, self.sort, self.clean,
+                        self.margin):
             control.observe(self._filter, "value")
-        self.clean.observe(self._filter, "value")
-        self.margin.observe(self._filter, "value")
 
         # settings
         depths = sorted({10, 20, 50, 100, 200, 500, view.settings.top_k or 10})
@@ -721,8 +719,6 @@ class Explorer(widgets.VBox):
         self.undo = _button("Undo (u)", lambda _: self._act(self.view.undo), "Take back the latest decision (key u)")
         self.others = [_button(f"{c + 1} {name}" if c < 9 else name, self._choose_class(name), f"It is {name}")
                        for c, name in enumerate(faces.classes)]
-        for button in self.others:
-            button.layout = widgets.Layout(width="auto")
         self.back = _button("‹ Page", lambda _: self._act(lambda: self.view.turn(-1)), "Page up")
         self.forth = _button("Page ›", lambda _: self._act(lambda: self.view.turn(1)), "Page down")
         self.back.layout.width = self.forth.layout.width = "80px"

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from scipy.special import entr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 
@@ -148,12 +149,7 @@ def fisher_ratio(embeddings: np.ndarray, labels: np.ndarray) -> float:
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence of rows, in bits, in [0, 1]; rows [N, C] are normalised first."""
     p, q = (a / np.maximum(a.sum(1, keepdims=True), 1e-12) for a in (np.asarray(p, float), np.asarray(q, float)))
-    m = (p + q) / 2
-
-    def entropy(a):
-        return -(a * np.log2(np.maximum(a, 1e-12))).sum(1)
-
-    return entropy(m) - (entropy(p) + entropy(q)) / 2
+    return (entr((p + q) / 2) - (entr(p) + entr(q)) / 2).sum(1) / np.log(2)
 
 
 def has_learned(agreement: float, labels: np.ndarray) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -205,8 +204,9 @@ def standardise(images: Tensor, size: int) -> Tensor:
 def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     """Fill a torchvision ResNet from a checkpoint of a ResNet of the same depth (ImageNet, face recognition).
 
-    The file is read without running code. Wrappings ("state_dict", "module.", "backbone.") are taken off and heads are
-    ignored. Raises FerlabError if the file is missing or unreadable, or if another weight is absent or misshapen.
+    The file is read without running code. Whatever wraps the weights, {"state_dict": …} or a prefix of their names
+    ("module.", "backbone."), is taken off, and heads are ignored. Raises FerlabError if the file is missing or
+    unreadable, or if another weight is absent or misshapen.
     """
     if not path.is_file():
         raise FerlabError(f"There is no weights file at {path}: give the path of a .pth or .safetensors checkpoint.")
@@ -220,30 +220,26 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise FerlabError(
-            f"{path} cannot be read as plain weights ({type(error).__name__}): save its state_dict with torch.save."
+            f"{path} cannot be read as plain weights ({type(error).__name__}), as it is damaged or holds more than "
+            "tensors. If you trust it: torch.save(torch.load(path, weights_only=False)[\"state_dict\"], new_path)"
         ) from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        state = state[wrapper] if isinstance(state, dict) and isinstance(state.get(wrapper), dict) else state
-    if not isinstance(state, dict):
-        raise FerlabError(f"{path} holds no weights by name: save the network's state_dict with torch.save.")
-    plain = {}
-    for key, value in state.items():
-        for prefix in ("module.", "backbone.", "encoder."):
-            key = key.removeprefix(prefix)
-        plain[key] = value
     wanted = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
-    plain = {key: value for key, value in plain.items() if isinstance(value, Tensor)}
+    first = next(iter(wanted))
+    while isinstance(state, dict) and not any(str(key).endswith(first) for key in state):
+        state = max((value for value in state.values() if isinstance(value, dict)), key=len, default=None)
+    if state is None or not isinstance(state, dict):
+        raise FerlabError(f"{path} holds no weights of a ResNet by name: save its state_dict with torch.save.")
+    prefixes = [key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")]
+    prefix = max(prefixes, key=lambda each: sum(each + key in state for key in wanted), default="")
+    plain = {key.removeprefix(prefix): value for key, value in state.items()
+             if key.startswith(prefix) and isinstance(value, Tensor)}
     missing = [k for k in wanted if k not in plain and not k.endswith("num_batches_tracked")]
     misshapen = [k for k in wanted if k in plain and plain[k].shape != wanted[k].shape]
     if missing or misshapen:
         problem = missing[0] if missing else misshapen[0]
         raise FerlabError(
             f"{path} does not fit this backbone: {len(missing)} weights are missing and {len(misshapen)} have another "
-            f'shape, the first is "{problem}"; choose the backbone that the checkpoint was made with.'
+            f'shape, the first is "{problem}" (its own begin with {", ".join(list(state)[:3])}); choose the backbone '
+            "that the checkpoint was made with; other networks than torchvision's ResNets do not fit."
         )
     backbone.load_state_dict({k: plain[k] for k in wanted if k in plain}, strict=False)
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers of a network."""
-    return sum(math.prod(p.shape) for p in model.parameters() if p.requires_grad)

@@ -104,7 +104,8 @@ def find_faces(photo: np.ndarray) -> np.ndarray:
 
 
 def crop_faces(photo: np.ndarray, boxes: np.ndarray, size: int = 48) -> np.ndarray:
-    """uint8 [F, size, size, 3]: the photo within each box of ``find_faces``, black outside of the photo."""
+    """uint8 [F, size, size, 3]: the photo, uint8 [H, W] or [H, W, 3], within each box of ``find_faces``, int [F, 3]:
+    left, top, side in pixels; black outside of the photo."""
     picture = Image.fromarray(photo).convert("RGB")
     faces = [np.asarray(picture.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.LANCZOS))
              for x, y, side in np.asarray(boxes).tolist()]

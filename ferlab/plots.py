@@ -199,7 +199,7 @@ def face_grid(images: Any, captions: Sequence[str] = (), wrong: Sequence[bool] |
     return figure
 
 
-def labelled_faces(images: Any, given: np.ndarray, truth: np.ndarray | None, classes: Sequence[str], columns: int = 8,
+def labelled_faces(images: Any, given: np.ndarray, truth: np.ndarray | None, classes: Sequence[str],
                    title: str = "") -> Picture:
     """Faces [N] under their given label; a wrong one is framed, and its true class named below it.
 
@@ -210,15 +210,15 @@ def labelled_faces(images: Any, given: np.ndarray, truth: np.ndarray | None, cla
     wrong = (truth >= 0) & (truth != given)
     captions = [f"{classes[g]}\n{f'truly {classes[t]}' if w else ' '}" if wrong.any() else classes[g]
                 for g, t, w in zip(given, truth, wrong)]
-    return face_grid(images, captions, wrong, columns, title=title, size=1.4)
+    return face_grid(images, captions, wrong, title=title, size=1.4)
 
 
 @_styled
-def vote_bars(images: Any, votes: np.ndarray, classes: Sequence[str], captions: Sequence[str] = (), columns: int = 2,
+def vote_bars(images: Any, votes: np.ndarray, classes: Sequence[str], captions: Sequence[str] = (),
               title: str = "") -> Picture:
     """Each face beside a bar that stacks its raters' votes; votes [N, C], not negative, the same sum not required."""
-    votes, rows = np.asarray(votes), -(-len(images) // columns)
-    figure, axes = _figure(rows, 2 * columns, 5.2 * columns, 1.22 * rows + 0.8, title, width_ratios=[1, 3.6] * columns)
+    votes, rows = np.asarray(votes), -(-len(images) // 2)
+    figure, axes = _figure(rows, 4, 10.4, 1.22 * rows + 0.8, title, width_ratios=[1, 3.6] * 2)
     colours, most = class_colours(classes), max(1.0, float(votes.sum(1).max()))
     for each in axes.flat[2 * len(images):]:
         each.set_axis_off()
@@ -260,14 +260,13 @@ def heat_on_faces(images: Any, maps: np.ndarray, captions: Sequence[str] = (), p
 
 
 @_styled
-def heat_rows(images: Any, maps: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Picture:
+def heat_rows(images: Any, maps: Mapping[str, np.ndarray], captions: Sequence[str] = ()) -> Picture:
     """Faces, and below them one row for each of several maps [N, g, g] laid over the same faces: bright = high.
 
     maps: {name of the row: [N, g, g], not negative, of any resolution}; each is drawn up to its own highest value.
     """
     margin = 0.1 * max(map(len, maps), default=0)
-    figure, axes = _figure(1 + len(maps), len(images), 1.2 * len(images) + margin,
-                           1.2 * (1 + len(maps)) + 0.3 + 0.3 * bool(title), title)
+    figure, axes = _figure(1 + len(maps), len(images), 1.2 * len(images) + margin, 1.2 * (1 + len(maps)) + 0.3)
     for column, image in zip(axes[0], images):
         _face(column, image)
     for row, (name, heats) in zip(axes[1:], maps.items()):
@@ -280,13 +279,12 @@ def heat_rows(images: Any, maps: Mapping[str, np.ndarray], captions: Sequence[st
 
 
 @_styled
-def crops(image: np.ndarray, boxes: Mapping[str, tuple[float, float, float]], size: int = 48,
-          title: str = "") -> Picture:
+def crops(image: np.ndarray, boxes: Mapping[str, tuple[float, float, float]], size: int = 48) -> Picture:
     """An image with boxes drawn on it, and beside it what each cuts out, as a network of ``size`` pixels sees it.
 
     boxes: {name: (left, top, side)} in pixels of the image.
     """
-    figure, axes = _figure(1, 1 + len(boxes), 1.9 * (1 + len(boxes)), 2.3 + 0.3 * bool(title), title)
+    figure, axes = _figure(1, 1 + len(boxes), 1.9 * (1 + len(boxes)), 2.3)
     _face(axes[0, 0], image, "whole image")
     for each, (name, (left, top, side)), colour, dash in zip(axes[0, 1:], boxes.items(), LINES, DASHES):
         box = Rectangle((left, top), side, side, fill=False, edgecolor=colour, linestyle=dash, linewidth=2.5)
@@ -300,13 +298,12 @@ def crops(image: np.ndarray, boxes: Mapping[str, tuple[float, float, float]], si
 # ------------------------------------------------------------------------------------------------------------- labels
 
 @_styled
-def class_counts(counts: np.ndarray, classes: Sequence[str], log: bool = False, title: str = "") -> Picture:
-    """A bar for each class with its number of faces; counts int [C]. log: so that small classes can be read, too."""
+def class_counts(counts: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
+    """A bar for each class with its number of faces; counts int [C]."""
     figure, axes = _figure(1, 1, 8, 3.4, title)
     bars = axes[0, 0].bar(classes, counts, color=class_colours(classes), edgecolor="black", linewidth=0.6)
     axes[0, 0].bar_label(bars, [f"{count:,}" for count in counts], padding=2, fontsize=11)
-    axes[0, 0].set_ylabel("faces (log scale)" if log else "faces")
-    axes[0, 0].set_yscale("log" if log else "linear")
+    axes[0, 0].set_ylabel("faces")
     axes[0, 0].margins(y=0.1)
     if max(map(len, classes)) * len(classes) > 80:
         axes[0, 0].tick_params(axis="x", rotation=30)
@@ -320,21 +317,20 @@ def class_matrices(matrices: Mapping[str, np.ndarray], classes: Sequence[str], r
 
     matrices: {title: matrix}, not negative. An empty row stays blank.
     """
+    import seaborn
+
     count, number = len(classes), len(matrices)
     side = 0.36 * count + 0.3
     figure, axes = _figure(1, number, side * number + 1.6, side + 1.6 + 0.3 * bool(title), title, sharey=True)
     for each, (name, matrix) in zip(axes[0], matrices.items()):
         matrix = np.asarray(matrix, float)
         shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1e-12)
-        each.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        for i, j in np.argwhere(shares >= 1):
-            each.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=11,
-                      color="white" if shares[i, j] > 55 else "black")
-        each.set(xticks=range(count), yticks=range(count), xlabel=columns, title=name)
-        each.set_xticklabels(classes, rotation=90)
-        each.set_yticklabels(classes)
-        each.tick_params(length=0)
-        each.spines[:].set_visible(False)
+        numbers = [[f"{share:.0f}" if share >= 1 else "" for share in row] for row in shares]
+        seaborn.heatmap(shares, vmin=0, vmax=100, cmap="Blues", annot=numbers, fmt="", annot_kws={"size": 11},
+                        square=True, cbar=False, xticklabels=classes, yticklabels=classes, ax=each)
+        each.set(xlabel=columns, title=name)
+        each.tick_params(length=0, axis="x", rotation=90)
+        each.tick_params(length=0, axis="y", rotation=0)
     axes[0, 0].set_ylabel(f"{rows}  (rows: %)")
     return figure
 
@@ -349,11 +345,11 @@ def transition_matrices(labels: Mapping[str, tuple[np.ndarray, np.ndarray]], cla
                           classes, title=title)
 
 
-def confusion_matrix(matrix: Any, classes: Sequence[str], title: str = "") -> Picture:
+def confusion_matrix(matrix: Any, classes: Sequence[str]) -> Picture:
     """Where a recogniser's answers went; matrix: counts [C, C], rows = true class, as in ``metrics.classification``."""
     mean_recall = np.mean([row[i] / sum(row) for i, row in enumerate(np.asarray(matrix)) if sum(row)])
     name = f"mean-class accuracy {100 * mean_recall:.1f} %"
-    return class_matrices({name: matrix}, classes, columns="recognised as", title=title)
+    return class_matrices({name: matrix}, classes, columns="recognised as")
 
 
 def count_pairs(rows: np.ndarray, columns: np.ndarray, num_classes: int) -> np.ndarray:
@@ -365,14 +361,13 @@ def count_pairs(rows: np.ndarray, columns: np.ndarray, num_classes: int) -> np.n
 
 
 @_styled
-def disagreement(entropy: np.ndarray, labels: np.ndarray, classes: Sequence[str], columns: int = 4,
-                 title: str = "") -> Picture:
+def disagreement(entropy: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
     """For each class the histogram of its faces' vote entropy (bits, 0 = all raters agree), and its mean.
 
     entropy: [N]; labels: int [N].
     """
-    rows = -(-len(classes) // columns)
-    figure, axes = _figure(rows, columns, 10, 1.9 * rows + 0.5, title, sharex=True)
+    rows = -(-len(classes) // 4)
+    figure, axes = _figure(rows, 4, 10, 1.9 * rows + 0.5, title, sharex=True)
     edges = np.linspace(0, max(1.0, float(np.max(entropy, initial=0))), 13)
     for each in axes.flat[len(classes):]:
         each.set_axis_off()
@@ -450,14 +445,14 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
 
 
 @_styled
-def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Sequence[str] = ("loss", "valid.accuracy"),
-                    title: str = "", marks: Sequence[float] = ()) -> Picture:
+def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Sequence[str],
+                    marks: Sequence[float] = ()) -> Picture:
     """Values of each epoch, one panel a value, one line a run; an epoch without the value leaves a gap that is bridged.
 
     runs: {name: records}, as ``runs.Run.metrics``. values: where in a record, dots between the keys; where that
     holds several terms (as "loss" does), their sum. marks: epochs at which something happens, a dotted line each.
     """
-    figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4, title)
+    figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4)
     for each, value in zip(axes[0], values):
         for (name, records), (colour, dash, _) in zip(runs.items(), STYLES):
             points = [(record["epoch"], found) for record in records if (found := _look_up(record, value)) is not None]
@@ -600,15 +595,14 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
 
 @_styled
 def ranked_faces(query: np.ndarray, images: Any, labels: np.ndarray, classes: Sequence[str], caption: str = "",
-                 similarity: np.ndarray | None = None, wrong: bool = False, title: str = "") -> Picture:
+                 similarity: np.ndarray | None = None, wrong: bool = False) -> Picture:
     """A face, and beside it the gallery faces that resemble it most, each framed in the colour of its class.
 
     query: uint8 [H, W] or [H, W, 3] under ``caption``; wrong = its label is wrong. images: [K, ...], most similar
     first; labels: int [K], their classes; similarity: [K], written above them.
     """
     count = len(images)
-    figure, axes = _figure(1, 1 + count, 1.5 + 1.12 * count, 1.95 + 0.3 * bool(title), title,
-                           width_ratios=[1.3] + [1.0] * count)
+    figure, axes = _figure(1, 1 + count, 1.5 + 1.12 * count, 1.95, width_ratios=[1.3] + [1.0] * count)
     _face(axes[0, 0], query, caption, wrong)
     colours = class_colours(classes)
     for rank, (each, image, label) in enumerate(zip(axes[0, 1:], images, np.asarray(labels).tolist())):
@@ -619,13 +613,13 @@ def ranked_faces(query: np.ndarray, images: Any, labels: np.ndarray, classes: Se
 
 
 @_styled
-def rankings(rows: Mapping[str, np.ndarray], classes: Sequence[str], title: str = "") -> Picture:
+def rankings(rows: Mapping[str, np.ndarray], classes: Sequence[str]) -> Picture:
     """Rankings of a gallery as ribbons, one below the other: the nearest at the left, each in the colour of its class.
 
     rows: {name: int [G], classes in the order of the ranking}. Where ranks are narrower than the picture's dots, the
     colour is that of the class which most of them have.
     """
-    figure, axes = _figure(1, 1, 9.5, 1.3 + 0.3 * len(rows) + 0.3 * bool(title), title)
+    figure, axes = _figure(1, 1, 9.5, 1.3 + 0.3 * len(rows))
     pixels, seen = 480, np.zeros(len(classes), bool)
     ribbons = np.ones((len(rows), pixels, 3))
     colours = np.array([to_rgb(colour) for colour in class_colours(classes)])
@@ -651,12 +645,12 @@ def rankings(rows: Mapping[str, np.ndarray], classes: Sequence[str], title: str 
 
 
 @_styled
-def precision_recall(precision: np.ndarray, recall: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
+def precision_recall(precision: np.ndarray, recall: np.ndarray, classes: Sequence[str]) -> Picture:
     """For each class its precision against its recall down the ranking; the area below its steps is its AP.
 
     precision, recall: [M, C], among the first 1, 2, ... M ranks. A class without items (recall 0 always) is left out.
     """
-    figure, axes = _figure(1, 1, 8.2, 4.2, title)
+    figure, axes = _figure(1, 1, 8.2, 4.2)
     rises = np.diff(recall, axis=0, prepend=0)  # M, C
     areas = (rises * precision).sum(0)
     colours = class_colours(classes)
@@ -673,15 +667,13 @@ def precision_recall(precision: np.ndarray, recall: np.ndarray, classes: Sequenc
 
 
 @_styled
-def label_bars(images: Any, labels: Mapping[str, np.ndarray], classes: Sequence[str], captions: Sequence[str] = (),
-               columns: int = 2, title: str = "") -> Picture:
+def label_bars(images: Any, labels: Mapping[str, np.ndarray], classes: Sequence[str]) -> Picture:
     """Each face beside several labels of it, one above the other, each a bar that stacks the shares of the classes.
 
     labels: {name: [N, C]}, not negative; rows are normalised, and one without anything stays empty.
     """
-    rows = -(-len(images) // columns)
-    figure, axes = _figure(rows, 2 * columns, 5.4 * columns, (0.55 + 0.34 * len(labels)) * rows + 0.6, title,
-                           width_ratios=[1, 3.1] * columns)
+    rows = -(-len(images) // 2)
+    figure, axes = _figure(rows, 4, 10.8, (0.55 + 0.34 * len(labels)) * rows + 0.6, width_ratios=[1, 3.1] * 2)
     colours, seen = class_colours(classes), np.zeros(len(classes), bool)
     for each in axes.flat[2 * len(images):]:
         each.set_axis_off()
@@ -702,8 +694,6 @@ def label_bars(images: Any, labels: Mapping[str, np.ndarray], classes: Sequence[
         bars.set_yticklabels(labels, fontsize=11)
         bars.tick_params(length=0)
         bars.spines[:].set_visible(False)
-        if captions:
-            bars.set_title(captions[i], loc="left", fontsize=12, pad=2)
     shown = np.flatnonzero(seen).tolist()
     figure.legend([Patch(color=colours[c]) for c in shown], [classes[c] for c in shown], loc="outside lower center",
                   ncols=8, handlelength=1, columnspacing=1)
@@ -711,14 +701,13 @@ def label_bars(images: Any, labels: Mapping[str, np.ndarray], classes: Sequence[
 
 
 @_styled
-def grouped_bars(values: Mapping[str, Any], groups: Sequence[str], ylabel: str, colours: Sequence[str] = LINES,
-                 title: str = "") -> Picture:
+def grouped_bars(values: Mapping[str, Any], groups: Sequence[str], ylabel: str, title: str = "") -> Picture:
     """Bars in groups: values {series: [G]}, not negative, nan = no bar; every series with a colour and a hatch."""
     figure, axes = _figure(1, 1, max(7.0, min(11.0, 1.3 * len(groups) + 2)), 3.9, title)
     hatches, width = ("", "///", "...", "\\\\\\", "xx"), 0.84 / len(values)
     for s, (name, heights) in enumerate(values.items()):
         place = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * width
-        axes[0, 0].bar(place, heights, width, label=name, color=colours[s % len(colours)], edgecolor="white",
+        axes[0, 0].bar(place, heights, width, label=name, color=LINES[s % len(LINES)], edgecolor="white",
                        hatch=hatches[s % len(hatches)])
     axes[0, 0].set_xticks(range(len(groups)), groups)
     axes[0, 0].set_ylabel(ylabel)
@@ -730,13 +719,13 @@ def grouped_bars(values: Mapping[str, Any], groups: Sequence[str], ylabel: str, 
 
 @_styled
 def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], groups: Sequence[str], xlabel: str,
-                        title: str = "", reference: float | None = None) -> Picture:
+                        reference: float | None = None) -> Picture:
     """Means as dots and their intervals as whiskers, a row for each group; the axis need not begin at 0.
 
     values: {series: (mean, half-width) of each group}; half-width nan = no whisker (one seed), mean nan = no dot.
     reference: where a line is drawn, such as 0 for differences.
     """
-    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.26 + 0.11 * len(values)) * len(groups) + 0.3 * bool(title), title)
+    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.26 + 0.11 * len(values)) * len(groups))
     step = 0.7 / max(len(values), 1)
     for s, ((name, pairs), (colour, _, marker)) in enumerate(zip(values.items(), STYLES)):
         mean, half = np.asarray(pairs, float).reshape(-1, 2).T
@@ -796,14 +785,14 @@ def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool
 
 
 @_styled
-def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Sequence[float]], rate: np.ndarray,
-             title: str = "") -> Picture:
+def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Sequence[float]], rate: np.ndarray
+             ) -> Picture:
     """A training in time: what goes on from when to when, what happens at a moment, and the learning rate above.
 
     spans: {name: (from, to)} and moments: {name: when}, in epochs; rate: [E], at the end of epochs 1 to E.
     """
     rows = len(spans) + len(moments)
-    figure, axes = _figure(2, 1, 9.5, 1.7 + 0.36 * rows, title, sharex=True, height_ratios=[1.1, 0.36 * rows])
+    figure, axes = _figure(2, 1, 9.5, 1.7 + 0.36 * rows, sharex=True, height_ratios=[1.1, 0.36 * rows])
     epochs = np.arange(1, len(rate) + 1)
     axes[0, 0].plot(epochs, rate, color="black")
     axes[0, 0].set(ylabel="learning\nrate", yticks=[0, float(np.max(rate))], ylim=(0, None))
@@ -823,12 +812,12 @@ def schedule(spans: Mapping[str, tuple[float, float]], moments: Mapping[str, Seq
 # ------------------------------------------------------------------------------------- scores of labels, embeddings
 
 @_styled
-def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str = "") -> Picture:
+def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray) -> Picture:
     """How many wrong labels are found (true positive rate) for how many right ones suspected (false positive rate).
 
     scores: {name: [N]}, higher = more likely wrong; wrong: bool [N], of both kinds. The legend tells each area (AUROC).
     """
-    figure, axes = _figure(1, 1, 7.2, 4.2, title)
+    figure, axes = _figure(1, 1, 7.2, 4.2)
     for (name, score), (colour, dash, _) in zip(scores.items(), STYLES):
         false, true, _ = roc_curve(wrong, score)
         axes[0, 0].plot(false, true, color=colour, linestyle=dash, label=f"{name}: {roc_auc_score(wrong, score):.3f}")
@@ -841,13 +830,13 @@ def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray, title: str =
 
 @_styled
 def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: Sequence[str],
-                   wrong: np.ndarray | None = None, title: str = "") -> Picture:
+                   wrong: np.ndarray | None = None) -> Picture:
     """Maps of the same N faces side by side, in their class's colour; below, of those with a wrong label only.
 
     maps: {title: [N, 2]}, coordinates of no unit; labels: int [N], true ones; wrong: bool [N], None = no second row.
     """
     rows = 1 if wrong is None else 2
-    figure, axes = _figure(rows, len(maps), 3.6 * len(maps), 3.2 * rows + 0.7, title)
+    figure, axes = _figure(rows, len(maps), 3.6 * len(maps), 3.2 * rows + 0.7)
     labels, colours = np.asarray(labels), class_colours(classes)
     for column, (name, place) in zip(axes.T, maps.items()):
         column[0].scatter(*place.T, s=7, c=[colours[c] for c in labels], linewidths=0)
@@ -870,14 +859,14 @@ def embedding_maps(maps: Mapping[str, np.ndarray], labels: np.ndarray, classes: 
 
 @_styled
 def class_regions(regions: Mapping[str, np.ndarray], extent: tuple[float, float, float, float], samples: np.ndarray,
-                  labels: np.ndarray, classes: Sequence[str], title: str = "") -> Picture:
+                  labels: np.ndarray, classes: Sequence[str]) -> Picture:
     """Which class each point of a plane is given to, by several rules side by side, and samples of the classes on it.
 
     regions: {rule: int [H, W]}, the first row at the lowest y; extent: (left, right, bottom, top) of the plane;
     samples: [N, 2]; labels: int [N].
     """
-    height = 3.6 * (extent[3] - extent[2]) / (extent[1] - extent[0]) + 0.8 + 0.3 * bool(title)
-    figure, axes = _figure(1, len(regions), 3.7 * len(regions), height, title)
+    height = 3.6 * (extent[3] - extent[2]) / (extent[1] - extent[0]) + 0.8
+    figure, axes = _figure(1, len(regions), 3.7 * len(regions), height)
     colours = class_colours(classes)
     pale = np.array([to_rgb(colour) for colour in colours]) * 0.45 + 0.55
     for each, (name, region) in zip(axes[0], regions.items()):
@@ -891,15 +880,13 @@ def class_regions(regions: Mapping[str, np.ndarray], extent: tuple[float, float,
 
 @_styled
 def newcomers(points: np.ndarray, samples: np.ndarray, labels: np.ndarray, before: tuple[np.ndarray, np.ndarray],
-              after: tuple[np.ndarray, np.ndarray], shift: np.ndarray, classes: Sequence[str],
-              title: str = "") -> Picture:
+              after: tuple[np.ndarray, np.ndarray], shift: np.ndarray, classes: Sequence[str]) -> Picture:
     """What each class's mean and spread would become if a point joined it; below, how far they would shift.
 
     points: [P, 2], a column each; samples: [N, 2]; labels: int [N]. before: mean and std, [C, 2] each, drawn as solid
     ellipses of one std; after: [P, C, 2] each, dashed; shift: [P, C], not negative, lower = nearer (bold).
     """
-    figure, axes = _figure(2, len(points), 3.6 * len(points) + 0.8, 4.6 + 0.3 * bool(title), title,
-                           height_ratios=[3.2, 1])
+    figure, axes = _figure(2, len(points), 3.6 * len(points) + 0.8, 4.6, height_ratios=[3.2, 1])
     colours = class_colours(classes)
     low, high = np.vstack([samples, points]).min(0), np.vstack([samples, points]).max(0)
     for p, (plane, bars) in enumerate(axes.T):
@@ -1073,9 +1060,7 @@ def main(output: Path, only: tuple[str, ...]) -> None:
             (output / f"{name}.png").write_bytes(FIGURES[name]().png() if name in FIGURES else shown_in(*SHOWN[name]))
             click.echo(f"{output / name}.png")
     except OSError as error:
-        raise click.ClickException(f"{error.filename or output} cannot be written ({error.strerror}).") from error
-    except FerlabError as error:
-        raise click.ClickException(str(error)) from error
+        raise FerlabError(f"{error.filename or output} cannot be written ({error.strerror}).") from error
 
 
 if __name__ == "__main__":

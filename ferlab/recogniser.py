@@ -103,7 +103,10 @@ class Recogniser:
         if isinstance(images, torch.Tensor):
             images = images.detach().cpu().numpy()
         if not hasattr(images, "shape"):
-            images = np.asarray(images)
+            try:
+                images = np.asarray(images)
+            except ValueError as error:
+                raise FerlabError("The faces differ in size: bring them to one, or give them one by one.") from error
         if len(images.shape) == 2 or (len(images.shape) == 3 and images.shape[2] == 3):
             raise FerlabError(f"predict takes a batch of faces, not one of shape {tuple(images.shape)}; give "
                               "face[None].")

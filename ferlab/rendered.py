@@ -23,7 +23,8 @@ from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
 from ferlab import drawing
-from ferlab.data import FaceSet, Splits, cache_directory, check_whole
+from ferlab.config import SPLITS
+from ferlab.data import CLASSES, FaceSet, Splits, cache_directory, check_whole
 from ferlab.drawing import (
     EYE_LEFT,
     EYE_RIGHT,
@@ -41,9 +42,7 @@ from ferlab.drawing import (
 from ferlab.errors import FerlabError
 
 VERSION = 7                       # part of the cache key: raise it whenever the same arguments give other bytes
-CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 SHARES = (0.32, 0.24, 0.13, 0.11, 0.08, 0.04, 0.05, 0.03)      # of the classes, imbalanced like FER+
-SPLITS = ("train", "valid", "test")
 FACES_PER_IDENTITY = 6
 CHUNK = 50                        # faces that one task draws
 ASSET = Path(__file__).parent / "assets" / "head.npz"
@@ -662,6 +661,13 @@ def render_face(units=None, identity: int = 0, yaw: float = 0.0, pitch: float = 
     """
     _check_size(size)
     check_whole("rendered", 0, identity=identity, seed=seed)
+    for name, degrees in {"yaw": yaw, "pitch": pitch, "roll": roll, "light": light or (0, 0)}.items():
+        try:
+            finite = np.isfinite(np.asarray(degrees, float)).all()
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise FerlabError(f"render_face: {name} is {degrees}: give degrees.")
     lamp = STUDIO if light is None else STUDIO._replace(direction=_direction(light[0], min(80.0, max(-80.0, light[1]))))
     return _draw(_person(seed, int(identity)), _unit_weights(units), Camera(yaw, pitch, roll), lamp, size)[0]
 

@@ -8,12 +8,14 @@ plain AP has the share of the class as its chance level, so big classes win on p
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from ferlab.config import KindOfAP
 from ferlab.errors import FerlabError
 
 
@@ -24,8 +26,7 @@ def class_average_precision(
     gallery_labels: Tensor | np.ndarray,
     num_classes: int,
     top_k: int | None = None,
-    balanced: bool = False,
-    chance_corrected: bool = False,
+    kind: KindOfAP = "plain",
     exclude: Tensor | np.ndarray | None = None,
     chunk: int = 256,
 ) -> Tensor:
@@ -37,16 +38,19 @@ def class_average_precision(
 
     queries: [Q, D]; gallery: [N, D]; gallery_labels: int [N] in [0, num_classes).
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
-    balanced: every item weighs 1 / n_c in the precision, so that classes of many items have the same chance level,
-    about 1 / C; of a few items, each of which weighs much at its own rank, the mean AP of random rankings is higher.
-    That holds for the whole ranking: in the first k ranks a big class has more of its items by chance, too.
-    chance_corrected: (AP - chance) / (1 - chance), chance = n_c / N (1 / classes in the gallery if balanced), or with
-    top_k about the mean AP of random rankings; it can be negative.
+    kind: "plain", or one of two that are ours. "balanced": every item weighs 1 / n_c in the precision, so that classes
+    of many items have the same chance level, about 1 / C; of a few items, each of which weighs much at its own rank,
+    the mean AP of random rankings is higher. That holds for the whole ranking: in the first k ranks a big class has
+    more of its items by chance, too. "chance": (AP - chance) / (1 - chance), chance = n_c / N, or with top_k about the
+    mean AP of random rankings; it can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.
     chunk: queries ranked at a time, by all of torch's threads together; memory grows with chunk x N, not Q x N.
 
-    Raises FerlabError for an empty gallery, labels out of range, or embeddings that are not finite or do not match.
+    Raises FerlabError for an empty gallery, another kind, labels out of range, or embeddings that are not finite or do
+    not match.
     """
+    if kind not in get_args(KindOfAP):
+        raise FerlabError(f"There is no average precision {kind!r}: choose one of {', '.join(get_args(KindOfAP))}.")
     queries, gallery = (torch.as_tensor(a) for a in (queries, gallery))
     if not queries.dtype == gallery.dtype == torch.float64:
         queries, gallery = queries.float(), gallery.float()
@@ -68,12 +72,14 @@ def class_average_precision(
             similarity[row, own[row]] = -torch.inf
             members[row, labels[own[row]]] -= 1
         depth = members.sum(1, keepdim=True).clamp(max=top_k or len(gallery))  # ranks to look at, [b, 1]
-        weight = 1 / members.clamp(min=1).double() if balanced else torch.ones_like(members, dtype=torch.float64)
+        weight = torch.ones_like(members, dtype=torch.float64)
+        if kind == "balanced":
+            weight /= members.clamp(min=1)
         rank = _sum_of_precision_numba if similarity.device.type == "cpu" else _sum_of_precision_torch
         best = torch.minimum(members, depth).clamp(min=1)  # relevant items that the ranks can hold
         precision = (rank(similarity, labels, weight, depth) / best).clamp(max=1)
-        if chance_corrected:
-            precision = _chance_corrected(precision, members, depth, balanced, top_k is not None)
+        if kind == "chance":
+            precision = _chance_corrected(precision, members, depth, top_k is not None)
         return precision.to(gallery.dtype)
 
     starts = range(0, len(queries), share)
@@ -174,15 +180,13 @@ def _sum_of_precision_torch(similarity: Tensor, labels: Tensor, weight: Tensor, 
     return total
 
 
-def _chance_corrected(precision: Tensor, members: Tensor, depth: Tensor, balanced: bool, cut: bool) -> Tensor:
+def _chance_corrected(precision: Tensor, members: Tensor, depth: Tensor, cut: bool) -> Tensor:
     """(AP - chance) / (1 - chance); 0 for a class that is the whole gallery.
 
     In a random ranking every rank holds an item of class c with probability n_c / N. The precision there is the chance
     level of the whole ranking, and more in the first ranks, where the item itself is much of what was retrieved.
     """
-    present = members > 0
-    share = members / members.sum(1, keepdim=True).clamp(min=1)
-    chance = present / present.sum(1, keepdim=True).clamp(min=1) if balanced else share.clone()
+    chance = share = members / members.sum(1, keepdim=True).clamp(min=1)
     if cut:
         harmonic = torch.arange(1, int(depth.max()) + 1, device=depth.device).double().reciprocal().cumsum(0)
         mean_share = harmonic[depth.clamp(min=1) - 1] / depth.clamp(min=1)  # of the item itself, over the ranks
@@ -221,15 +225,23 @@ def relabel(average_precision: Tensor | np.ndarray, sharpness: float = 1.0) -> T
     return similarity / similarity.sum(1, keepdim=True)
 
 
-def retrieval_margin(average_precision: Tensor, given: Tensor) -> Tensor:
-    """AP of the given class minus the best other AP, [Q]; lower = more likely mislabelled (ours)."""
+def retrieval_margin(average_precision: Tensor | np.ndarray, given: Tensor | np.ndarray) -> Tensor:
+    """AP of the given class minus the best other AP, [Q], within [-1, 1] but for chance-corrected APs; lower = more
+    likely mislabelled (ours). average_precision: [Q, C]; given: int [Q]."""
+    average_precision, given = torch.as_tensor(average_precision), torch.as_tensor(given)
     own = average_precision.gather(1, given[:, None]).squeeze(1)
     others = average_precision.scatter(1, given[:, None], -torch.inf)
     return own - others.max(1).values
 
 
-def nearest_neighbours(queries: Tensor, gallery: Tensor, k: int, chunk: int = 1024) -> Tensor:
-    """Rows of the k most similar gallery items, most similar first: int [Q, min(k, N)]."""
+def nearest_neighbours(
+    queries: Tensor | np.ndarray, gallery: Tensor | np.ndarray, k: int, chunk: int = 1024
+) -> Tensor:
+    """Rows of the k most similar gallery items by inner product, most similar first: int [Q, min(k, N)].
+
+    queries: [Q, D]; gallery: [N, D]; chunk: queries compared at a time.
+    """
+    queries, gallery = torch.as_tensor(queries), torch.as_tensor(gallery)
     k = min(k, len(gallery))
     parts = [(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(chunk)]
     return torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.long)

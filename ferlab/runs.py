@@ -2,6 +2,8 @@
 
     config.json         the settings (``Config``)
     environment.json    versions, commit, device, data set, label rule, noise
+    data.json           of ferlab train: data set, root, options, noise; explore and evaluate load the same faces by it
+    labels.csv          the labels that ferlab train --labels was given
     metrics.jsonl       one line an epoch
     checkpoint.pt       everything that resuming needs; plain tensors, loaded without running code
     warm_up.pt          the checkpoint shortly before the first split, where others set out (lessons and bench, DR-FER)
@@ -143,7 +145,7 @@ class Run:
         write_whole(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
 
     def state(self, split: str = "train") -> dict[str, np.ndarray]:
-        """What is known of every face of a split; see ``training.collect_state``."""
+        """What is known of every face of a split; see ``training.Method.states``."""
         def read(path: Path) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as archive:
                 return dict(archive)
@@ -212,7 +214,7 @@ def commit() -> str | None:
     try:
         if git("ls-files", "--error-unmatch", Path(__file__).name).returncode:  # in another project's checkout
             return None
-        changed = git("diff", "--quiet", "HEAD", "--", ".").returncode
+        changed = git("status", "--porcelain", "--", ".").stdout
         return git("rev-parse", "HEAD").stdout.strip() + (" (changed)" if changed else "")
     except OSError:
         return None

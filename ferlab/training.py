@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import hashlib
 import importlib
-import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -24,6 +26,7 @@ from ferlab import metrics, parallel
 from ferlab.augment import augment
 from ferlab.config import Config
 from ferlab.data import FaceSet, Splits
+from ferlab.decisions import face_names
 from ferlab.errors import FerlabError, OtherRunError
 from ferlab.model import DRFER, Features, folded, in_grey, standardise
 from ferlab.runs import Run, environment, write_json
@@ -75,7 +78,8 @@ class Method(nn.Module):
         self.register_buffer("targets", soft)
 
     def build_network(self) -> DRFER:
-        """The network to train; it returns ``Features``."""
+        """The network to train. Of standardised images, float [B, 3, size, size], it makes ``Features``; its attribute
+        ``size`` tells how large they are to be, such as ``config.size``."""
         return DRFER(self.config, self.num_classes)
 
     def loss(self, network: DRFER, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -111,13 +115,15 @@ class Method(nn.Module):
     def states(self, trainer: Trainer) -> dict[str, dict[str, np.ndarray]]:
         """What is known of each face at the end, by split, for the explorer and the notebooks.
 
-        loss: [N], of the given label; probability: [N, C]; embedding: [N, D], V (in half precision on disk).
+        name: str [N]; given: int [N], the label; classes: str [C]; loss: [N], of the given label; probability: [N, C];
+        embedding: [N, D], V (in half precision on disk).
         """
         states = {}
         for name, faces in trainer.splits.with_faces().items():
             collected = trainer.collect(faces)
             given = torch.as_tensor(faces.labels, device=collected.logits.device)
             states[name] = {
+                "name": face_names(faces), "given": faces.labels, "classes": np.array(faces.classes),
                 "loss": F.cross_entropy(collected.logits, given, reduction="none").cpu().numpy(),
                 "probability": collected.logits.softmax(1).cpu().numpy(),
                 "embedding": collected.embedding.cpu().numpy(),
@@ -130,6 +136,7 @@ class Trainer:
 
     share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
     Every random number of an epoch comes from (seed, epoch), so that a resumed run goes on as an unbroken one would.
+    Raises FerlabError without training faces, or where splits differ in their classes.
     """
 
     def __init__(self, config: Config, splits: Splits, run: Run | None = None, progress: bool | None = None,
@@ -149,7 +156,11 @@ class Trainer:
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
         torch.manual_seed(config.seed)
         self.method = method_class(config.method)(config, self.train).to(self.device)
-        self.network = self.method.build_network().to(self.device).to(memory_format=torch.channels_last)
+        network = self.method.build_network()
+        if not hasattr(network, "size"):
+            raise FerlabError(f"The network of {config.method} does not tell how large its images are to be: give it "
+                              "an attribute size, such as config.size.")
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         both = list(zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True))
         self.averaged = tuple(zip(*(pair for pair in both if pair[0].is_floating_point()), strict=True))
@@ -166,7 +177,8 @@ class Trainer:
     def fit(self, until: int | None = None) -> Trainer:
         """Train to the last epoch, or only so many, from the run's checkpoint if it has one.
 
-        Raises BusyError if another process is training there.
+        Raises BusyError if another process is training there, OtherRunError if the run is of other settings or faces,
+        and FerlabError where the loss is not a number.
         """
         with self.run.alone() if self.run is not None and self.leads else nullcontext():
             return self._fit(self.config.epochs if until is None else until)
@@ -198,7 +210,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.epoch)
         torch.manual_seed(config.seed * 1_000_003 + self.epoch)
         self.network.train()
-        total = torch.zeros(1, device=self.device)
+        seen = []
         order = torch.randperm(len(self.train), generator=generator)
         batches = self.batches(self.train, order, self.batch_size)
         title = f"epoch {self.epoch + 1}/{config.epochs}"
@@ -221,25 +233,21 @@ class Trainer:
             if step == 0 and not (isinstance(terms, dict) and all(term.ndim == 0 for term in terms.values())):
                 raise FerlabError(f"The loss of {config.method} must be a dict of means over the batch, such as "
                                   '{"cross_entropy": losses.mean()}.')
-            values = torch.stack([term.detach().float() for term in terms.values()])
-            total = total + values
-            if step == 0:
-                broken = torch.zeros_like(values, dtype=torch.bool)
-            broken = torch.where(broken.any(), broken, ~values.isfinite())  # the first to break, told after the epoch
+            seen.append(torch.stack([term.detach().float() for term in terms.values()]))
             self.optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             parallel.mean_gradients(self.network)
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
             self.optimizer.step()
             self._update_average(step)
-        kept = "; the last epoch's checkpoint is kept" if self.epoch else ""
-        for name in itertools.compress(terms, broken.tolist()):
+        losses = torch.stack(seen)  # [steps, terms]
+        if len(broken := (~losses.isfinite()).nonzero()):  # told after the epoch, of the first step
+            kept = "; the last epoch's checkpoint is kept" if self.epoch else ""
             raise FerlabError(
-                f"The loss is not a number in epoch {self.epoch + 1} ({name}): lower the learning rate "
-                f"(now {config.learning_rate}) or its weight{kept}."
+                f"The loss is not a number in epoch {self.epoch + 1} ({list(terms)[broken[0, 1]]}): lower the learning "
+                f"rate (now {config.learning_rate}) or its weight{kept}."
             )
-        means = dict(zip(terms, (total / self.steps_per_epoch).tolist(), strict=True))
-        return {"loss": means}
+        return {"loss": dict(zip(terms, losses.mean(0).tolist(), strict=True))}
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The method's terms of the loss on a batch, computed in the run's precision."""
@@ -290,7 +298,7 @@ class Trainer:
         return scores
 
     def _begin_run(self, run: Run) -> None:
-        train, fingerprint = self.train, self.train.fingerprint
+        train, fingerprint, method = self.train, self.train.fingerprint, method_record(self.config)
         if run.has_checkpoint:
             if run.config != self.config:
                 changed = [k for k, v in vars(self.config).items() if getattr(run.config, k) != v]
@@ -298,7 +306,11 @@ class Trainer:
                     f"{run.directory} holds a run with other settings ({', '.join(changed)}): choose another --run "
                     "directory or delete it."
                 )
-            if run.environment.get("fingerprint", fingerprint) != fingerprint:
+            was = run.environment
+            if any(was.get(key, value) != value for key, value in method.items()):
+                raise OtherRunError(f"{run.directory} holds a run of {self.config.method} from before its code was "
+                                    "edited: choose another --run directory or delete it.")
+            if was.get("fingerprint", fingerprint) != fingerprint:
                 raise OtherRunError(f"{run.directory} holds a run on other training faces or labels than these: choose "
                                     "another --run directory or delete it.")
             self._resume(run.directory / "checkpoint.pt", run.read_checkpoint(), run.metrics)
@@ -310,7 +322,7 @@ class Trainer:
         write_json(run.directory / "environment.json", environment(self.config) | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
-            "fingerprint": fingerprint,
+            "fingerprint": fingerprint, **method,
             "skipped": {name: list(faces.skipped) for name, faces in self.splits.with_faces().items() if faces.skipped},
         })
         write_json(run.directory / "config.json", vars(self.config))
@@ -403,10 +415,25 @@ def method_class(name: str) -> type[Method]:
     if name not in comparators.NAMES:
         raise FerlabError(f'There is no method "{name}": choose one of {", ".join(comparators.METHODS)}.')
     module = importlib.import_module(f"ferlab.comparators.{name}")
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__:
-            return value
-    raise FerlabError(f"{module.__file__} has no method: write a subclass of training.Method there.")
+    found = [value for value in vars(module).values()
+             if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]
+    last = [value for value in found if not any(value in other.__mro__[1:] for other in found)]
+    if len(last) != 1:
+        raise FerlabError(f"{module.__file__} has {len(last) or 'no'} methods: leave one subclass of training.Method "
+                          "there that no other is made of.")
+    return last[0]
+
+
+def method_source(name: str) -> str | None:
+    """A digest of the code, without its docstrings and comments, of a method in ferlab/comparators; None for others."""
+    module = method_class(name).__module__
+    if not module.startswith("ferlab.comparators."):
+        return None
+    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def own_settings(config: Config) -> dict[str, Any]:
@@ -431,6 +458,12 @@ def own_settings(config: Config) -> dict[str, Any]:
     return found
 
 
+def method_record(config: Config) -> dict[str, Any]:
+    """What a record keeps of the method, as JSON has it: its own settings, and a digest of its code."""
+    return {"method_settings": json.loads(json.dumps(own_settings(config))),
+            "method_source": method_source(config.method)}
+
+
 def _like(value: Any, model: Any) -> bool:
     """Whether a value, as JSON has it, is of the model's kind: a number, a switch, or so many numbers."""
     if isinstance(model, tuple):
@@ -445,6 +478,7 @@ def train(config: Config, splits: Splits, run: str | Path | None = None, progres
     """Train to the end, resuming from ``run`` where it has a checkpoint; returns the trainer with all it knows.
 
     share_warm_up: set out from a warm-up that this run would only repeat, if a run beside it holds one.
-    until: stop after this epoch, from 1; the run's states are written after the last one only.
+    until: stop after this epoch, from 1; the run's states are written after the last one only. Raises FerlabError as
+    ``Trainer`` and its ``fit`` do.
     """
     return Trainer(config, splits, None if run is None else Run(run), progress, share_warm_up).fit(until)

@@ -21,7 +21,6 @@ from ferlab.attention import (
     local_attention,
     measure,
     pooling_weights,
-    seed_interval,
     upsample,
 )
 from ferlab.config import Config
@@ -147,12 +146,6 @@ def test_interval_is_that_of_the_mean():
     assert bootstrap_mean(values, 1) == bootstrap_mean(values, 1)
 
 
-def test_interval_over_seeds_is_students():
-    assert seed_interval([1, 2, 3]) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
-    mean, low, _ = seed_interval([0.4])
-    assert mean == 0.4 and np.isnan(low)
-
-
 @pytest.mark.parametrize("maps, parts, message", [
     (np.ones((2, 4, 4)), np.ones((2, 8, 8), bool), "upsample"),
     (np.ones((2, 4)), np.ones((2, 4), bool), "upsample"),
@@ -223,3 +216,15 @@ def test_command_measures_what_is_missing(trained, tmp_path):
     assert CliRunner().invoke(attention.main, command).exit_code == 0
     assert trained == [(1, {})]
     assert json.loads((tmp_path / "smoke-with_MIM-1.json").read_text())["seed"] == 1
+
+
+def test_what_cannot_be_measured_is_told_in_one_sentence(tmp_path, monkeypatch):
+    with pytest.raises(FerlabError, match="No part of these faces has moved"):
+        measure(network(), face_set(parts=np.zeros((7, 8, 8), np.uint8)))
+    for text in ("[]", "{}", "no"):
+        (tmp_path / "smoke-with_MIM-0.json").write_text(text)
+        with pytest.raises(FerlabError, match="no result of ferlab.attention"):
+            attention.read_seeds(tmp_path, "smoke")
+    monkeypatch.setenv("FERLAB_PROFILE", "nope")
+    outcome = CliRunner().invoke(attention.main, ["--output", str(tmp_path)])
+    assert outcome.exit_code == 2 and 'no profile "nope"' in outcome.output

@@ -87,7 +87,7 @@ def test_the_gallery_is_of_faces_whose_label_the_network_gives_them(monkeypatch)
     collected = {30: type("C", (), {"logits": logits, "embedding": one}),
                  9: type("C", (), {"logits": torch.randn(9, 3, generator=rng), "embedding": two})}
     kept = (logits.argmax(1) == given) | (given == 2)
-    expected = class_average_precision(two, one[kept], given[kept], 3, balanced=True)
+    expected = class_average_precision(two, one[kept], given[kept], 3, kind="balanced")
     assert 0 < kept.sum() < 30
     judged = judge(trainer, unseen)
     assert np.allclose(judged["average_precision"], expected)
@@ -288,7 +288,7 @@ def test_average_precisions_are_of_the_kind_that_is_asked_for(kind):
     for c in range(3):
         kept |= (given == c) & ~kept[given == c].any()
     expected = class_average_precision(trainer.collect(unseen).embedding, seen.embedding[kept], given[kept], 3,
-                                       balanced=kind == "balanced", chance_corrected=kind == "chance")
+                                       kind=kind)
     assert np.allclose(judge(trainer, unseen)["average_precision"], expected, atol=1e-6)
 
 
@@ -318,3 +318,9 @@ def test_quality_is_of_known_faces():
     found = found_by_hand()
     assert found.quality(np.array([-1, 1, 2])) | {"auroc": 0, "average_precision": 0} == {
         "auroc": 0, "average_precision": 0, "wrong_share": 0.5, "right_if_wrong": 1.0}
+
+
+def test_an_audit_of_right_labels_has_nothing_to_compare(comparison, audited):
+    _, faces, found, _ = audited
+    with pytest.raises(FerlabError, match="none are wrong"):
+        comparison.compare(found, found.given)

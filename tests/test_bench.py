@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ferlab import benchmarks
+from ferlab import benchmarks, training
 from ferlab.bench import (
     SETTING,
     _made_before,
@@ -40,6 +40,7 @@ from ferlab.config import profile
 from ferlab.errors import BusyError, FerlabError
 from ferlab.explorer import judged_faces
 from ferlab.runs import Run
+from ferlab.training import method_source
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
@@ -500,7 +501,7 @@ def test_tables_mark_what_a_cpu_trained_in_half_precision():
     half = result(method="scn") | {"environment": {"device": "CPU, 1 threads", "precision": "bfloat16"}}
     text = tables([result(), half])
     assert "minutes as trained (b: in bfloat16):" in text
-    assert '`ferlab bench benchmarks/tiny.json --results again --only "tiny-plain-one-"`' in text
+    assert '`ferlab bench GRID.json --results again --runs again --only "tiny-plain-one-"`' in text
     assert [row.split("|")[-2].strip() for row in text.splitlines() if "symmetric" in row] == ["1.0", "1.0 b"]
     on_gpu = half | {"environment": {"device": "A GPU", "precision": "bfloat16"}}
     assert "bfloat16" not in tables([result(), on_gpu])
@@ -609,3 +610,29 @@ def test_what_failed_with_every_schedule_is_not_tried_with_other_seeds(tmp_path,
     wild = {"plain": {"method": "plain", "learning_rate": 1e30}}
     run_grid(grid_file(tmp_path, methods=wild), tmp_path / "results")
     assert ran == [("one", 0), ("two", 0)]
+
+
+def test_what_an_edited_method_had_measured_is_told_and_its_run_does_not_serve_again(tmp_path, monkeypatch, capsys):
+    grid = {"seeds": [0], "schedules": {"one": {"epochs": 2, "warm_up": 1}}, "methods": {"scn": {"method": "scn"}}}
+    path, results = grid_file(tmp_path, **grid), tmp_path / "results"
+    (name,) = run_grid(path, results, runs_folder=tmp_path / "runs")
+    made = json.loads((results / f"{name}.json").read_text())
+    assert made["method_source"] == method_source("scn")
+    (results / f"{name}.json").write_text(json.dumps(made | {"method_source": "former"}))
+    assert run_grid(path, results, runs_folder=tmp_path / "runs") == []
+    assert f"{name}.json is of scn as it was before its code was changed" in capsys.readouterr().out
+    monkeypatch.setattr(training, "method_source", lambda name: "later")
+    with pytest.raises(FerlabError, match="before its code was edited"):
+        run_cell(read_grid(path)[0], tmp_path / "runs")
+
+
+def test_without_plain_training_the_summary_says_what_it_lacks():
+    assert 'a method called "plain"' in summary([measured(method="baseline")])
+
+
+def test_the_command_for_a_row_of_a_grid_of_ones_own_guesses_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "ferlab bench GRID.json --results again --runs again" in tables([measured()])
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "tiny.json").write_text("{}")
+    assert "ferlab bench benchmarks/tiny.json --results again --runs again" in tables([measured()])

@@ -1,5 +1,6 @@
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -780,3 +781,31 @@ def test_the_known_noise_of_fer2013(real):
     splits = benchmarks.load("fer2013", **real)
     assert 1 - splits.train.noise_rate == pytest.approx(0.68, abs=0.01)  # 67.7 % with contempt counted as an error
     assert 1 - splits.valid.noise_rate == pytest.approx(0.67, abs=0.01)
+
+
+def test_rafdb_by_folders_of_labels(root):
+    for split, count in (("train", 2), ("test", 1)):
+        for label, number in itertools.product(range(1, 8), range(count)):
+            folder = root / "DATASET" / split / str(label)
+            fakes.save(folder / f"{split}_{number}{label}_aligned.jpg", number, 100, "RGB")
+    splits = benchmarks.load("rafdb", root)
+    assert lengths(splits) == [14, None, 7]
+    assert splits.train.labels.tolist() == np.repeat(range(7), 2).tolist()
+    assert splits.train.classes[0] == "surprise" and splits.test.names[0] == "test/1/test_01_aligned.jpg"
+    assert lengths(benchmarks.load("rafdb", root, splits=["test"])) == [None, None, 7]
+
+
+@pytest.mark.parametrize("places", [("Train_Aligned_Faces", "Val_Aligned_Faces_new"),
+                                    ("Train/Train_Aligned_Faces", "Val/Val_Aligned_Faces")])
+def test_of_sfew_the_aligned_faces_are_taken(root, places):
+    fakes.sfew(root, per_class=1)  # the film stills
+    fakes.folders(root, places, fakes.SFEW, 2, (143, 181))
+    splits = benchmarks.load("sfew", root)
+    assert lengths(splits) == [14, 14, None]
+    assert splits.train.names[0] == f"{places[0]}/Angry/0.png" and splits.valid.names[0] == f"{places[1]}/Angry/0.png"
+
+
+def test_a_holdout_that_is_not_needed_is_told(root):
+    fakes.folders(root, ("train", "valid"))
+    with pytest.warns(UserWarning, match="nothing was held out"):
+        benchmarks.load("folder", root, holdout=0.2)

@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from conftest import REPOSITORY
 from test_training import bars, settings, weights
 
-from ferlab import comparators, load_pretrained
-from ferlab.comparators import dacl, dividemix, dmue, eac, manet, ran, rul
+from ferlab import comparators, load_pretrained, training
+from ferlab.cli import settings_of
+from ferlab.comparators import dacl, dividemix, dmue, eac, manet, ran, rul, scn
 from ferlab.comparators._parts import Backbone
+from ferlab.config import extends_drfer, obeyed, profile
 from ferlab.data import Splits
+from ferlab.drfer import DRFERMethod
 from ferlab.errors import FerlabError
 from ferlab.model import DRFER, Features
 from ferlab.runs import Run
-from ferlab.training import Batch, Method, Trainer, collect, method_class, own_settings, train
+from ferlab.training import Batch, Method, Trainer, collect, method_class, method_source, own_settings, train
 
 EACH = pytest.mark.parametrize("method", comparators.NAMES)
 
@@ -621,3 +624,65 @@ def test_ran_shows_the_attention_of_the_whole_face():
     trainer, batch = prepared("ran")
     network = trainer.network.eval()
     assert torch.allclose(network(batch.images).attention, network.parts(batch.images).attention, atol=1e-6)
+
+
+def test_dmue_tells_similar_faces_apart_in_half_precision():
+    trainer, batch = prepared("dmue", warm_up=0)
+    trainer.network.eval()
+    with torch.no_grad():
+        exact = terms(trainer, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = terms(trainer, batch)
+    assert half["similarity"].item() == pytest.approx(exact["similarity"].item(), rel=0.05)
+
+
+def test_sharpening_to_nothing_is_deciding():
+    rows = torch.tensor([[0.125] * 8, [0.9] + [0.1 / 7] * 7])
+    assert torch.allclose(dividemix.sharpen(rows, 0.002), torch.stack([rows[0], torch.eye(8)[0]]))
+
+
+def test_of_the_classes_in_a_file_the_one_that_no_other_is_made_of_is_the_method(monkeypatch):
+    more = type("More", (rul.RUL,), {"__module__": rul.__name__})
+    monkeypatch.setattr(rul, "More", more, raising=False)
+    assert method_class("rul") is more
+    monkeypatch.setattr(rul, "Other", type("Other", (Method,), {"__module__": rul.__name__}), raising=False)
+    with pytest.raises(FerlabError, match="has 2 methods"):
+        method_class("rul")
+
+
+def test_a_method_made_of_drfer_obeys_what_drfer_does(monkeypatch):
+    assert not extends_drfer("rul") and not extends_drfer("plain") and not extends_drfer("unknown")
+    monkeypatch.setattr(rul, "RUL", type("Plus", (DRFERMethod,), {"__module__": rul.__name__}))
+    assert extends_drfer("rul") and profile("quick", method="rul") == profile("quick").replace(method="rul")
+    assert obeyed({"method": "rul", "sharpness": 3.0})["sharpness"] == 3.0
+    assert not settings_of(profile("quick", method="rul"), ["sharpness=1"])[1]
+
+
+def test_a_run_does_not_go_on_with_another_code_or_other_constants(tmp_path, monkeypatch):
+    config, splits = settings(method="scn", epochs=2), Splits(bars(48), None, None)
+    train(config, splits, tmp_path, until=1)
+    recorded = Run(tmp_path).environment
+    assert recorded["method_settings"]["rank_margin"] == scn.SCN.rank_margin and len(recorded["method_source"]) == 16
+    for change in ((scn.SCN, "rank_margin", 0.3), (training, "method_source", lambda name: "another")):
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            with pytest.raises(FerlabError, match="before its code was edited"):
+                train(config, splits, tmp_path)
+    assert train(config, splits, tmp_path).epoch == 2
+    assert method_source("plain") is None and method_source("drfer") is None
+
+
+def test_the_source_of_a_method_is_its_code_without_its_story(tmp_path, monkeypatch):
+    file = tmp_path / "scn.py"
+    monkeypatch.setattr(scn, "__file__", str(file))
+    digests = []
+    for text in ('"""One."""\nx = 1  # so\n', '"""Two."""\nx = 1\n', '"""Two."""\nx = 2\n'):
+        file.write_text(text)
+        digests.append(method_source("scn"))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_network_that_does_not_tell_its_size_is_refused(monkeypatch):
+    monkeypatch.setattr(Method, "build_network", lambda self: torch.nn.Linear(2, 2))
+    with pytest.raises(FerlabError, match="attribute size"):
+        Trainer(settings(), Splits(bars(12), None, None))

@@ -135,3 +135,13 @@ def test_a_face_that_counts_half_is_a_mean_all_the_same():
     classes = ClassDistributions(1, 2)
     classes.update(torch.tensor([[2.0, 4.0]]), torch.tensor([0]), torch.tensor([0.5]))
     assert classes.mean.tolist() == [[2.0, 4.0]]
+
+
+def test_statistics_are_in_single_precision_whatever_the_training_multiplies_in():
+    embeddings = torch.rand(64, 8, generator=torch.Generator().manual_seed(2)) / 100 + 1  # the spread is small
+    labels, weight = torch.arange(64) % 2, torch.ones(64)
+    exact, half = ClassDistributions(2, 8), ClassDistributions(2, 8)
+    exact.update(embeddings, labels, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        half.update(embeddings, labels, weight)
+    assert torch.equal(exact.mean, half.mean) and torch.equal(exact.square, half.square)

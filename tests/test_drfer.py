@@ -11,6 +11,7 @@ from test_training import bars, settings, weights
 from ferlab import metrics
 from ferlab.confusion import label_posterior, posterior_under
 from ferlab.data import Splits
+from ferlab.decisions import face_names
 from ferlab.distribution import distribution_contrastive_loss
 from ferlab.drfer import DRFERMethod, disagreement, generalised_cross_entropy, split_epochs, with_given
 from ferlab.errors import FerlabError
@@ -161,7 +162,7 @@ def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind,
     noisy, w = method.noisy, method.clean_probability[method.noisy][:, None].float()
     embedding = collected.embedding
     precision = class_average_precision(embedding[noisy], embedding[~noisy], method.given[~noisy], 3, 60,
-                                        kind == "balanced", kind == "chance")
+                                        kind)
     expected = relabel(precision, 1.5)
     if keep_given != "none":
         assert (w > 0.1).any()
@@ -179,7 +180,7 @@ def test_the_posterior_weighs_network_retrieval_and_given_label():
     own = torch.full((240,), -1)
     own[~wrongly] = torch.arange(int((~wrongly).sum()))  # by the losses; they are the gallery
     precision = class_average_precision(collected.embedding, collected.embedding[~wrongly], given[~wrongly], 3,
-                                        balanced=True, exclude=own)
+                                        kind="balanced", exclude=own)
     posterior, confusion = label_posterior(logits.softmax(1) * relabel(precision, 1.5), given, temperature=1.3)
     assert torch.allclose(method.confusion, confusion)
     assert torch.allclose(method.new_targets, posterior.float(), atol=1e-6)
@@ -374,6 +375,8 @@ def test_state_is_in_the_order_of_the_faces(trained):
     assert np.allclose(state["embedding"][rows], collected.embedding, atol=2e-3)
     loss = F.cross_entropy(collected.logits, torch.from_numpy(faces.labels[rows]), reduction="none")
     assert np.allclose(state["loss"][rows], loss, atol=1e-4)
+    assert state["name"].tolist() == face_names(faces).tolist() and state["classes"].tolist() == list(faces.classes)
+    assert (state["given"] == faces.labels).all()
     assert np.allclose(state["soft_label"].sum(1), 1, atol=1e-5)
     assert state["loss_history"].shape[1] == 240 and len(state["loss_history"]) >= 3
 
@@ -398,7 +401,7 @@ def test_average_precision_of_a_clean_face_is_without_itself(trained):
     for row in [*np.flatnonzero(~noisy)[:3], *np.flatnonzero(noisy)[:3]]:
         gallery = ~noisy & (np.arange(240) != row)
         expected = class_average_precision(embedding[[row]], embedding[gallery], labels[gallery], 3,
-                                           balanced=kind == "balanced", chance_corrected=kind == "chance")
+                                           kind=kind)
         assert np.allclose(state["average_precision"][row], expected[0], atol=1e-4)
 
 
@@ -502,7 +505,7 @@ def test_no_face_finds_itself_in_the_evidence(monkeypatch):
                                                                           evidence(loss, given, precision))[1])
     method.split_and_relabel(collected)
     embedding = collected.embedding
-    expected = class_average_precision(embedding, embedding, method.given, 3, 5, balanced=True,
+    expected = class_average_precision(embedding, embedding, method.given, 3, 5, "balanced",
                                        exclude=torch.arange(240))
     assert torch.equal(seen[0], expected)
 

@@ -52,7 +52,7 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16, keep_given: 
     place = np.full(count, -1)
     place[gallery] = np.arange(len(gallery))
     precision = rng.random((count, len(CLASSES)), np.float32) if count > 1000 else class_average_precision(
-        embedding, embedding[gallery], given[gallery], len(CLASSES), config.top_k, balanced=True, exclude=place).numpy()
+        embedding, embedding[gallery], given[gallery], len(CLASSES), config.top_k, "balanced", place).numpy()
     loss = (2 * (given != truth) + rng.random(count)).astype(np.float32)
     faces = FaceSet(
         rng.integers(256, size=(count, side, side), dtype=np.uint8), given, CLASSES, truth=truth,
@@ -717,3 +717,10 @@ def test_as_a_page(page, run: Path, tmp_path: Path):
     finally:
         server.terminate()
         server.wait(60)
+
+
+def test_faces_are_shown_however_negative_their_margin():
+    known = made_up()
+    now = Relabelling(known, Settings.of(known.config))
+    now.margin = now.margin - 2  # as it can be of chance-corrected average precisions
+    assert (now.margin < -1).all() and len(choose(now, Filter())) == now.noisy.sum() > 0

@@ -237,13 +237,12 @@ def test_crops_cut_out_their_boxes():
 
 # ------------------------------------------------------------------------------------------------------------- labels
 
-@pytest.mark.parametrize("log", [False, True])
-def test_bars_are_as_high_as_the_counts(log: bool):
+def test_bars_are_as_high_as_the_counts():
     counts = np.array([1900, 1440, 780, 660, 480, 240, 300, 18])
-    axes = plots.class_counts(counts, CLASSES, log=log).axes[0]
+    axes = plots.class_counts(counts, CLASSES).axes[0]
     assert [bar.get_height() for bar in axes.patches] == counts.tolist()
     assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == list(EMOTIONS.values())
-    assert texts(axes)[0] == "1,900" and axes.get_yscale() == ("log" if log else "linear")
+    assert texts(axes)[0] == "1,900"
     assert [label.get_text() for label in axes.get_xticklabels()] == list(CLASSES)
 
 
@@ -252,8 +251,8 @@ def test_matrices_write_each_row_as_per_cent():
     assert plots.count_pairs(truth, given, 3).tolist() == [[3, 1, 0], [1, 1, 0], [0, 0, 0]]
     picture = plots.transition_matrices({"one": (truth, given), "two": (truth, truth)}, ("a", "b", "c"))
     one, two = picture.axes
-    assert texts(one) == ["75", "25", "50", "50"] and texts(two) == ["100", "100"]
-    np.testing.assert_allclose(one.images[0].get_array(), [[75, 25, 0], [50, 50, 0], [0, 0, 0]])
+    assert texts(one) == ["75", "25", "", "50", "50", *[""] * 4] and [t for t in texts(two) if t] == ["100", "100"]
+    np.testing.assert_allclose(one.collections[0].get_array(), [[75, 25, 0], [50, 50, 0], [0, 0, 0]])
     assert one.get_title() == "one" and one.get_xlabel() == "given label" and "true class" in one.get_ylabel()
     shown(picture)
 
@@ -266,7 +265,7 @@ def test_confusion_matrix_tells_mean_class_accuracy_of_classes_with_faces():
 def test_disagreement_counts_every_face_in_its_class():
     labels = np.array([0] * 5 + [1] * 3)
     entropy = np.array([0, 0, 0, 1, 2, 0.5, 0.5, 0.5])
-    picture = plots.disagreement(entropy, labels, ("neutral", "fear", "anger"), columns=2)
+    picture = plots.disagreement(entropy, labels, ("neutral", "fear", "anger"))
     assert [sum(bar.get_height() for bar in axes.patches) for axes in picture.axes[:3]] == [5, 3, 0]
     titles = [axes.get_title() for axes in picture.axes[:3]]
     assert titles == ["neutral: mean 0.60", "fear: mean 0.50", "anger: no faces"]
@@ -363,7 +362,7 @@ def test_area_below_precision_and_recall_is_sklearns_average_precision():
 
 def test_label_bars_stack_each_label_to_one():
     labels = {"given": np.eye(8)[:3], "new": np.array([[0.6, 0.4] + [0] * 6, [0] * 8, [0.125] * 8])}
-    picture = plots.label_bars(FACES[:3], labels, CLASSES, ["a", "b", "c"])
+    picture = plots.label_bars(FACES[:3], labels, CLASSES)
     assert [axes.axison for axes in picture.axes[6:]] == [False, False]
     bars = picture.axes[1]
     widths = [bar.get_width() for bar in bars.patches]
@@ -500,7 +499,7 @@ def test_command_draws_figures(tmp_path, monkeypatch: pytest.MonkeyPatch):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"counts.png", "intensity.png"}
     assert Image.open(tmp_path / "figures" / "intensity.png").width > 500
     (tmp_path / "file").write_text("")
-    assert CliRunner().invoke(plots.main, ["--output", str(tmp_path / "file" / "deep")]).exit_code == 1
+    assert CliRunner().invoke(plots.main, ["--output", str(tmp_path / "file" / "deep")]).exit_code == 2
 
 
 @pytest.mark.parametrize("name", plots.SHOWN)

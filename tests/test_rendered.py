@@ -207,3 +207,9 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_chunks_and_nothing_else(tmp_p
 def test_the_asset_is_small_and_its_licence_stands_beside_it():
     assert rendered.ASSET.stat().st_size < 1.5e6
     assert "CC0" in (rendered.ASSET.parent / "NOTICE.md").read_text()
+
+
+@pytest.mark.parametrize("wrong", [{"yaw": np.nan}, {"roll": np.inf}, {"pitch": "much"}, {"light": (30, np.nan)}])
+def test_angles_that_are_none_are_told(wrong):
+    with pytest.raises(FerlabError, match=f"{next(iter(wrong))} is .*give degrees"):
+        rendered.render_face(size=32, **wrong)

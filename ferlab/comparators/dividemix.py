@@ -14,11 +14,11 @@ Source: these formulas, T = 0.5, Beta(4, 4), the threshold 0.5, the Gaussians' s
 scaled to [0, 1], no variance below 0.0005), lambda_u = 0 (the paper's choice on CIFAR-10 for 20 % symmetric noise and
 for asymmetric noise, and for labels as people gave them; else 25 to 150), the mean of both networks as prediction.
 Ours: both networks take every step together, each guessing as it trains (the authors' code trains one an epoch while
-the other is fixed); the warm-up takes ``warm_up`` epochs, as DR-FER's does (after the paper's 10 the hard classes of rendered faces, all in
-doubt, were lost); guesses are of the augmented face and its mirror image; a batch holds labelled and unlabelled faces
-as they come; the losses are of the averaged weights. Left out: training on both views of a face, batches of equal
-parts, the confidence penalty of the paper's warm-up under asymmetric noise. A step costs about three times plain's,
-and there are twice as many weights.
+the other is fixed); the warm-up takes ``warm_up`` epochs, as DR-FER's does (after the paper's 10 the hard classes of
+rendered faces, all in doubt, were lost); guesses are of the augmented face and its mirror image; a batch holds labelled
+and unlabelled faces as they come; the losses are of the averaged weights. Left out: training on both views of a face,
+batches of equal parts, the confidence penalty of the paper's warm-up under asymmetric noise. A step costs about three
+times plain's, and there are twice as many weights.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ def refine(w: Tensor, labelled: Tensor, targets: Tensor, own: Tensor, both: Tens
 
 def sharpen(probability: Tensor, temperature: float) -> Tensor:
     """p^(1/T), normalised: rows [B, C]; T below 1 makes them more decided."""
-    power = probability ** (1 / temperature)
-    return power / power.sum(1, keepdim=True)
+    return (probability.log() / temperature).softmax(1)
 
 
 def mix(images: Tensor, targets: Tensor, beta: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

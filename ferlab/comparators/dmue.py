@@ -15,10 +15,10 @@ for Facial Expression Recognition, CVPR 2021. Details as in its authors' code (g
 Source: all of this, T = 1.2, normalised vectors before the classifiers, b = 6 (as for AffectNet; 10 to 14 for FER+);
 the ramps are the paper's (the authors' code has exp(-5 (1 - e/b)^2), e from 0). Ours: branches share the local vector;
 faces of class j pass branch j, too, which has batch statistics of its own; L_aux is the mean over all pairs of branch
-and face, not over the branches' means; a class that a batch lacks has similarity 0; and logits are weighed, and L_sp begins, only after ``warm_up`` epochs. (From scratch,
-w = 0 is the cheapest answer to a class that the network does not find yet, and then it never learns it; and vectors
-that are all alike are the cheapest answer to L_sp.) Left out: dropout, and batches that hold every class equally often.
-On a CPU a step costs about three times plain's.
+and face, not over the branches' means; a class that a batch lacks has similarity 0; and logits are weighed, and L_sp
+begins, only after ``warm_up`` epochs. (From scratch, w = 0 is the cheapest answer to a class that the network does not
+find yet, and then it never learns it; and vectors that are all alike are the cheapest answer to L_sp.) Left out:
+dropout, and batches that hold every class equally often. On a CPU a step costs about three times plain's.
 """
 
 from __future__ import annotations
@@ -87,11 +87,12 @@ class DMUE(Comparator):
         self.register_buffer("others", others.view(self.num_classes, -1), persistent=False)  # row j: all classes but j
 
     def loss(self, network: Any, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        vector, normalised, branches = network.branches(batch.images)
-        branches = branches.float()
+        vector, normalised, branches = (each.float() for each in network.branches(batch.images))
         given = self.given[batch.index]
         logits = network.classifier(normalised)
-        similar = class_similarity(vector.float(), given, self.num_classes)
+        with torch.autocast(vector.device.type, enabled=False):  # bfloat16 cannot tell similar cosines apart
+            similar = class_similarity(vector, given, self.num_classes)
+            similarity = similarity_loss(normalised, branches, given)
         w = network.confidence(torch.cat([similar, F.one_hot(given, self.num_classes)], dim=1))  # [B, 1]
 
         own = branches[torch.arange(len(given), device=given.device), given].detach()
@@ -105,7 +106,7 @@ class DMUE(Comparator):
         return {
             "cross_entropy": up * self.cross_entropy(logits, self.targets[batch.index]),
             "latent": up * self.latent_weight * distance.mean(),
-            "similarity": warm * up * self.similarity_weight * similarity_loss(normalised.float(), branches, given),
+            "similarity": warm * up * self.similarity_weight * similarity,
             "auxiliary": down * auxiliary_loss(branches, given),
         }
 

@@ -9,7 +9,7 @@ Recognition, ECCV 2022.
 
 Both are of the face with one part randomly erased. Source: these formulas, lambda = 5, the erased share of 2 to 25 % of
 the area in half of the faces. Ours: it is a square, erased after the common augmentation; the maps are of the global
-branch (stage 4), by the part of the classifier that reads G. Left out: nothing of the loss. A step costs twice
+branch (stage 4), by the part of the classifier that reads G. Left out: nothing. A step costs twice
 plain's.
 """
 

@@ -10,8 +10,7 @@ IEEE Transactions on Image Processing 29, 2020.
 
 Source: these formulas and fixed crops: two upper corners and the lower middle at 0.75 of the face, the centre at 0.9
 and 0.85; alpha = 0.1, as in the authors' code, where a softmax over the regions brings the mu closer together before.
-Ours: vectors are [L; G] of the shared backbone. Left out: random and landmark crops. A step
-costs six times plain's.
+Ours: vectors are [L; G] of the shared backbone. Left out: random and landmark crops. A step costs six times plain's.
 """
 
 from __future__ import annotations

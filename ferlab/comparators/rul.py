@@ -8,7 +8,8 @@ Zhang, Wang and Deng, Relative Uncertainty Learning for Facial Expression Recogn
 
 The face of the pair that is harder to recognise must get the greater share for both labels to be found in the mixture,
 so that s learns to be its uncertainty. Inference uses W mu. Source: these formulas (the authors' code halves L, which
-AdamW does not notice). Ours: heads of one linear layer and BatchNorm on [L; G] of the shared backbone, 64 dimensions. Left out: the dropout in the authors' heads.
+AdamW does not notice). Ours: heads of one linear layer and BatchNorm on [L; G] of the shared backbone, 64 dimensions.
+Left out: the dropout in the authors' heads.
 """
 
 from __future__ import annotations
