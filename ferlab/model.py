@@ -227,8 +227,9 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     first = next(iter(wanted))
     while isinstance(state, dict) and not any(str(key).endswith(first) for key in state):
         state = max((value for value in state.values() if isinstance(value, dict)), key=len, default=None)
-    if state is None or not isinstance(state, dict):
+    if not isinstance(state, dict):
         raise FerlabError(f"{path} holds no weights of a ResNet by name: save its state_dict with torch.save.")
+    state = {str(key): value for key, value in state.items()}
     prefixes = [key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")]
     prefix = max(prefixes, key=lambda each: sum(each + key in state for key in wanted), default="")
     plain = {key.removeprefix(prefix): value for key, value in state.items()

@@ -52,7 +52,7 @@ def test_training(name, split):
     assert ((w >= 0) & (w <= 1)).all() and (soft >= 0).all() and torch.allclose(soft.sum(1), torch.ones(len(odd)))
     assert method.weight.sum() > 0  # something is left to learn from
     for array in state.values():
-        assert np.isfinite(array).all()
+        assert array.dtype.kind == "U" or np.isfinite(array).all()
     if name in ("all right", "all faces alike"):
         assert torch.equal(soft.argmax(1), method.given)
 
