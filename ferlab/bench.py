@@ -241,6 +241,9 @@ def run_grid(
         print(f"{len(made)} results are in {results} already", flush=True)
         for name in (result["name"] for result in made if "failed" in result):
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
+        for name in _of_former_code(made):
+            print(f"  {name} is of its method before its code was changed: delete {results / name}.json and its run to "
+                  "measure again", flush=True)
     first_seed = every[0].seed
     first, rest = [c for c in cells if c.seed == first_seed], [c for c in cells if c.seed != first_seed]
     done = _run(first, results, Path(runs_folder), jobs)
@@ -254,7 +257,7 @@ def run_grid(
 
 def _made_before(cells: list[Cell], results: Path) -> list[dict]:
     """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
-    from ferlab.training import method_source, own_settings
+    from ferlab.training import own_settings
 
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
@@ -267,10 +270,15 @@ def _made_before(cells: list[Cell], results: Path) -> list[dict]:
         if was:
             raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
                               "and its run, or give the cell another name.")
-        if result.get("method_source", source := method_source(config.method)) != source:
-            print(f"{results / cell.name}.json is of {config.method} as it was before its code was changed: delete it "
-                  "and its run to measure again", flush=True)
     return [made[cell.name] for cell in cells]
+
+
+def _of_former_code(made: list[dict]) -> list[str]:
+    """The names of the results whose method had another code then."""
+    from ferlab.training import method_source
+
+    return [result["name"] for result in made
+            if "method_source" in result and result["method_source"] != method_source(result["settings"]["method"])]
 
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:

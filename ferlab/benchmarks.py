@@ -80,7 +80,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     annotation: ``labels`` are the original annotation in all splits, ``truth`` is FER+'s.
 
     Raises FerlabError, in one sentence, for a wrong argument or for files that are not as they should be; warns about a
-    class without faces.
+    class without faces, and about a holdout that is not needed.
     """
     benchmark = _check(name, rule, size, splits, holdout, options)
     if noise is None and noise_rate:
@@ -96,6 +96,8 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
         wanted = dict(options) if size is None else {**options, "size": size}
         loaded = rendered.load(cache=cache, progress=progress, **wanted)
         found = {split: faces for split, faces in zip(SPLITS, loaded) if faces is not None}
+        if holdout:
+            warnings.warn("rendered has validation faces of its own: nothing was held out.", stacklevel=2)
     else:
         ask = _Ask(name, rule, skip_bad, cache, progress)
         found = {}
@@ -265,7 +267,7 @@ def _hold_out(found: dict[str, FaceSet], name: str, share: float, seed: int) -> 
     train, found = found.get("train"), dict(found)
     if name in ("affectnet7", "affectnet8", "sfew") and "valid" in found and "test" not in found:
         found["test"] = replace(found.pop("valid"), split="test")
-    if train is not None and "valid" in found:
+    if "valid" in found:
         warnings.warn(f"{name} has validation faces of its own: nothing was held out.", stacklevel=3)
     if train is None or "valid" in found:
         return found
@@ -571,10 +573,12 @@ class _KagglePixels:
 
 def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
     path = "EmoLabel/list_patition_label.txt"
-    if not files.has(path) and (there := [split for split in ("train", "test") if files.has(f"{split}/1")]):
-        return [_rafdb_folders(files, split) for split in splits if split in there]
     if not files.has(path):
-        raise FerlabError(f"{files.root} lacks {path}; unpack RAF-DB's basic part there.")
+        there = [split for split in ("train", "test") if any(name.isdigit() for name in files.folders(split))]
+        if not there:
+            raise FerlabError(f"{files.root} lacks {path}; unpack RAF-DB's basic part there, or put its faces into "
+                              "train/1 to train/7 and test/1 to test/7.")
+        return [_rafdb_folders(files, split) for split in splits if split in there]
     names, labels = [], []
     for number, line in enumerate(files.read(path).decode("utf-8-sig", "replace").splitlines(), 1):
         name, *rest = line.split() or [""]
@@ -605,6 +609,8 @@ def _read_rafdb(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
 
 def _rafdb_folders(files: _Files, split: str) -> _Rows:
     """train/1/….jpg to train/7/….jpg, as copies of RAF-DB's aligned faces go round; the label is the folder's."""
+    if strange := sorted(set(files.folders(split)) - set("1234567")):
+        raise FerlabError(f"{files.root}/{split} has a folder {strange[0]}; RAF-DB's labels are 1 to 7.")
     images = {str(label): files.files(f"{split}/{label}", IMAGE_ENDINGS) for label in range(1, 8)}
     names = [f"{split}/{label}/{image}" for label, here in images.items() for image in here]
     labels = [int(label) - 1 for label, here in images.items() for _ in here]
@@ -717,10 +723,12 @@ _SPLIT_FOLDERS = {"train": ("train", "training"), "valid": ("valid", "val", "val
 
 
 def _sfew_aligned(files: _Files, split: str) -> list[str]:
-    """The folder of a split's aligned faces, beside or in that of its film stills, if it goes by its usual name."""
+    """The folder of a split's aligned faces, beside or in that of its film stills, if it goes by its usual name and has
+    one for each emotion."""
     begins = tuple(f"{name}_aligned" for name in _SPLIT_FOLDERS[split])
     inside = [f"{name}/{inner}" for name in files.folders() for inner in files.folders(name)]
-    return [name for name in [*files.folders(), *inside] if name.split("/")[-1].lower().startswith(begins)][:1]
+    return [name for name in [*files.folders(), *inside]
+            if name.split("/")[-1].lower().startswith(begins) and files.folders(name)][:1]
 
 
 def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
@@ -729,10 +737,11 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     Of ``folder``, <class>/<image> without splits are training faces.
     """
     places = {}
+    aligned = {split: _sfew_aligned(files, split) for split in SPLITS} if ask.name == "sfew" else {}
     for split in SPLITS:
         named = [name for name in files.folders() if name.lower() in _SPLIT_FOLDERS[split] and files.folders(name)]
-        if ask.name == "sfew":
-            named = _sfew_aligned(files, split) or named
+        if any(aligned.values()):
+            named = aligned[split]  # not the film stills
         if len(named) > 1:
             raise FerlabError(f"{files.root} has both {named[0]} and {named[1]}; keep one of them for {split}.")
         if named:
@@ -996,9 +1005,10 @@ _BENCHMARKS = {
     or the same faces by their label, 1 surprise to 7 neutral: train/1/….jpg …   test/1/….jpg …""", _read_rafdb),
     "affectnet7": _Benchmark(_AFFECTNET[:7], 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
     "affectnet8": _Benchmark(_AFFECTNET, 112, "RGB", _AFFECTNET_MARKERS, _AFFECTNET_TREE, _read_affectnet),
-    "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB", ("Train", "Val", "Train_Aligned_Faces"), """\
+    "sfew": _Benchmark(tuple(_SFEW.values()), 112, "RGB",
+                       ("Train", "Val", "Train_Aligned_Faces", "Val_Aligned_Faces", "Val_Aligned_Faces_new"), """\
     Train/Angry/….png   Train/Disgust/…   Train/Fear/…   Train/Happy/…   Train/Neutral/…   Train/Sad/…
-    Train/Surprise/…    Val/Angry/….png …   (or Train_Aligned_Faces/…, Val_Aligned_Faces/…, which go first)""",
+    Train/Surprise/…    Val/Angry/….png …   (or Train_Aligned_Faces/…, Val_Aligned_Faces/…: then these)""",
                        _read_folders),
     "folder": _Benchmark((), 112, "RGB", tuple(name for names in _SPLIT_FOLDERS.values() for name in names), """\
     train/<class>/<image>   valid/<class>/<image>   test/<class>/<image>   (any of the three),

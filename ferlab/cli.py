@@ -209,8 +209,9 @@ def _check_same(run: Any, data: dict[str, Any]) -> None:
         raise FerlabError(f"{run.directory} holds a run on other data ({was}): choose another --run or delete it.")
 
 
-def settings_like(path: Path, seed: int) -> Config:
-    """The settings of a run directory or of a result of ``ferlab bench``, with this seed. Raises FerlabError."""
+def settings_like(path: Path, seed: int, kept: Sequence[str] = ()) -> Config:
+    """The settings of a run directory or of a result of ``ferlab bench``, with this seed: those that its method obeys,
+    and those that are ``kept`` all the same. Raises FerlabError."""
     path = path / "config.json" if path.is_dir() else path
     mend = "give a run directory, or a file of benchmarks/results"
     found = _read_json(path, mend)
@@ -218,24 +219,26 @@ def settings_like(path: Path, seed: int) -> Config:
     if not isinstance(settings, dict) or "method" not in settings:
         raise FerlabError(f"{path} holds no settings: {mend}.")
     try:
-        return Config().replace(**obeyed(settings), seed=seed)
+        kept_all_the_same = {name: settings[name] for name in kept if name in settings}
+        return Config().replace(**obeyed(settings) | kept_all_the_same, seed=seed)
     except FerlabError as error:
         raise FerlabError(f"The settings of {path} do not fit this version of ferlab: {error}") from error
 
 
-def base_settings(profile_: str | None, method: str | None, like: Path | None, seed: int, usual: str) -> Config:
+def base_settings(profile_: str | None, method: str | None, like: Path | None, seed: int, usual: str,
+                  kept: Sequence[str] = ()) -> Config:
     """The settings before ``--set``: of a profile and a method (the ``usual``, if none is given), or a training's."""
     if not like:
         return profile(profile_, method=method or usual, seed=seed)
     if profile_ or method:
         raise FerlabError("--like takes all settings from a training: leave --profile and --method out.")
-    return settings_like(like, seed)
+    return settings_like(like, seed, kept)
 
 
-def settings_of(base: Config, texts: Sequence[str], obeyed: Sequence[str] = ()) -> tuple[Config, str]:
+def settings_of(base: Config, texts: Sequence[str], heeded: Sequence[str] = ()) -> tuple[Config, str]:
     """Settings changed by the texts of ``--set``, and a sentence on those changed in vain, or "".
 
-    obeyed: settings of DR-FER that count here whatever the method. Raises FerlabError for what does not fit, a method
+    heeded: settings of DR-FER that count here whatever the method. Raises FerlabError for what does not fit, a method
     that does not exist among it.
     """
     from ferlab.training import own_settings
@@ -249,7 +252,7 @@ def settings_of(base: Config, texts: Sequence[str], obeyed: Sequence[str] = ()) 
         raise FerlabError(f"Settings depend on the method: give --method {chosen['method']}, not --set.")
     config = base.replace(**chosen)
     own_settings(config)
-    vain = [] if extends_drfer(config.method) else [name for name in chosen if name in DRFER_ONLY.difference(obeyed)]
+    vain = [] if extends_drfer(config.method) else [name for name in chosen if name in DRFER_ONLY.difference(heeded)]
     return config, f"{config.method} does not obey {' and '.join(vain)}: only drfer does." if vain else ""
 
 
@@ -516,8 +519,9 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
 
     Every face is judged by a network that was not trained on it. An interrupted audit goes on where it stopped.
     """
-    base = base_settings(profile_, method, like, seed, "plain")
-    config, ignored = settings_of(base, settings, obeyed=("top_k", "average_precision"))
+    heeded = "top_k", "average_precision"  # by an audit, whatever the method
+    base = base_settings(profile_, method, like, seed, "plain", heeded)
+    config, ignored = settings_of(base, settings, heeded)
     if ignored:
         click.echo(ignored, err=True)
 

@@ -32,7 +32,7 @@ def label_posterior(
     to be labelled wrongly more than the rest. Not for annotators who know some classes much better than others.
     Raises FerlabError if they do not match.
     """
-    opinion, given = torch.as_tensor(opinion), torch.as_tensor(given)
+    opinion, given = torch.as_tensor(opinion), torch.as_tensor(given).long()
     if opinion.ndim != 2 or len(opinion) != len(given):
         raise FerlabError(f"opinion {tuple(opinion.shape)} and {len(given)} labels do not match: give [N, C] and [N].")
     classes = opinion.shape[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ferlab import benchmarks
-from ferlab.config import Config, profile, profile_name
+from ferlab.config import Config, extends_drfer, profile, profile_name
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 from ferlab.training import Trainer, train
@@ -50,8 +50,8 @@ class Lesson:
         return Splits(train, valid, test)
 
     def settings(self, **changes) -> Config:
-        """The profile's settings with some changed; methods other than DR-FER have the lesson's number of epochs."""
-        if changes.get("method", "drfer") != "drfer" and profile_name() in EPOCHS_WITHOUT_ROUNDS:
+        """The profile's settings with some changed; methods not made of DR-FER have the lesson's epochs."""
+        if not extends_drfer(changes.get("method", "drfer")) and profile_name() in EPOCHS_WITHOUT_ROUNDS:
             changes = {"epochs": EPOCHS_WITHOUT_ROUNDS[profile_name()], **changes}
         return profile(**{"seed": self.seed, **changes})
 

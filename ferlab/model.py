@@ -201,6 +201,15 @@ def standardise(images: Tensor, size: int) -> Tensor:
     return x
 
 
+def _dict_with(found: Any, ending: str) -> dict[str, Any] | None:
+    """The first dict in nested ones that has a key with this ending."""
+    if not isinstance(found, dict):
+        return None
+    if any(str(key).endswith(ending) for key in found):
+        return {str(key): value for key, value in found.items()}
+    return next((each for value in found.values() if (each := _dict_with(value, ending)) is not None), None)
+
+
 def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     """Fill a torchvision ResNet from a checkpoint of a ResNet of the same depth (ImageNet, face recognition).
 
@@ -225,11 +234,9 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
         ) from error
     wanted = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
     first = next(iter(wanted))
-    while isinstance(state, dict) and not any(str(key).endswith(first) for key in state):
-        state = max((value for value in state.values() if isinstance(value, dict)), key=len, default=None)
-    if not isinstance(state, dict):
+    state = _dict_with(state, first)
+    if state is None:
         raise FerlabError(f"{path} holds no weights of a ResNet by name: save its state_dict with torch.save.")
-    state = {str(key): value for key, value in state.items()}
     prefixes = [key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")]
     prefix = max(prefixes, key=lambda each: sum(each + key in state for key in wanted), default="")
     plain = {key.removeprefix(prefix): value for key, value in state.items()

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -661,12 +662,10 @@ def render_face(units=None, identity: int = 0, yaw: float = 0.0, pitch: float = 
     """
     _check_size(size)
     check_whole("rendered", 0, identity=identity, seed=seed)
-    for name, degrees in {"yaw": yaw, "pitch": pitch, "roll": roll, "light": light or (0, 0)}.items():
-        try:
-            finite = np.isfinite(np.asarray(degrees, float)).all()
-        except (TypeError, ValueError):
-            finite = False
-        if not finite:
+    angles = {"yaw": (yaw,), "pitch": (pitch,), "roll": (roll,), "light": (0, 0) if light is None else light}
+    for name, degrees in angles.items():
+        if np.shape(degrees) != ((2,) if name == "light" else (1,)) or not all(
+                isinstance(each, Real) and math.isfinite(each) for each in degrees):
             raise FerlabError(f"render_face: {name} is {degrees}: give degrees.")
     lamp = STUDIO if light is None else STUDIO._replace(direction=_direction(light[0], min(80.0, max(-80.0, light[1]))))
     return _draw(_person(seed, int(identity)), _unit_weights(units), Camera(yaw, pitch, roll), lamp, size)[0]

@@ -228,7 +228,7 @@ def relabel(average_precision: Tensor | np.ndarray, sharpness: float = 1.0) -> T
 def retrieval_margin(average_precision: Tensor | np.ndarray, given: Tensor | np.ndarray) -> Tensor:
     """AP of the given class minus the best other AP, [Q], within [-1, 1] but for chance-corrected APs; lower = more
     likely mislabelled (ours). average_precision: [Q, C]; given: int [Q]."""
-    average_precision, given = torch.as_tensor(average_precision), torch.as_tensor(given)
+    average_precision, given = torch.as_tensor(average_precision), torch.as_tensor(given).long()
     own = average_precision.gather(1, given[:, None]).squeeze(1)
     others = average_precision.scatter(1, given[:, None], -torch.inf)
     return own - others.max(1).values
@@ -241,7 +241,8 @@ def nearest_neighbours(
 
     queries: [Q, D]; gallery: [N, D]; chunk: queries compared at a time.
     """
-    queries, gallery = torch.as_tensor(queries), torch.as_tensor(gallery)
+    queries = torch.as_tensor(queries)
+    gallery = torch.as_tensor(gallery).to(queries.dtype)
     k = min(k, len(gallery))
     parts = [(part @ gallery.T).topk(k, dim=1).indices for part in queries.split(chunk)]
     return torch.cat(parts) if parts else torch.zeros(0, k, dtype=torch.long)

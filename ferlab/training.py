@@ -414,7 +414,11 @@ def method_class(name: str) -> type[Method]:
 
     if name not in comparators.NAMES:
         raise FerlabError(f'There is no method "{name}": choose one of {", ".join(comparators.METHODS)}.')
-    module = importlib.import_module(f"ferlab.comparators.{name}")
+    try:
+        module = importlib.import_module(f"ferlab.comparators.{name}")
+    except Exception as error:  # whatever is wrong in a file of the user's
+        why = f"{type(error).__name__}: {error}"
+        raise FerlabError(f"ferlab/comparators/{name}.py cannot be imported ({why}).") from error
     found = [value for value in vars(module).values()
              if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__]
     last = [value for value in found if not any(value in other.__mro__[1:] for other in found)]
@@ -429,11 +433,14 @@ def method_source(name: str) -> str | None:
     module = method_class(name).__module__
     if not module.startswith("ferlab.comparators."):
         return None
-    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    # alike in all versions of Python, as ast.unparse is not
+    code = [(type(node).__name__, [each for _, each in ast.iter_fields(node) if not isinstance(each, ast.AST | list)])
+            for node in ast.walk(tree)]
+    return hashlib.sha256(repr(code).encode()).hexdigest()[:16]
 
 
 def own_settings(config: Config) -> dict[str, Any]:

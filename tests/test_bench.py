@@ -620,7 +620,7 @@ def test_what_an_edited_method_had_measured_is_told_and_its_run_does_not_serve_a
     assert made["method_source"] == method_source("scn")
     (results / f"{name}.json").write_text(json.dumps(made | {"method_source": "former"}))
     assert run_grid(path, results, runs_folder=tmp_path / "runs") == []
-    assert f"{name}.json is of scn as it was before its code was changed" in capsys.readouterr().out
+    assert capsys.readouterr().out.count(f"{name} is of its method before its code was changed") == 1
     monkeypatch.setattr(training, "method_source", lambda name: "later")
     with pytest.raises(FerlabError, match="before its code was edited"):
         run_cell(read_grid(path)[0], tmp_path / "runs")

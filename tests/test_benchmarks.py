@@ -809,3 +809,12 @@ def test_a_holdout_that_is_not_needed_is_told(root):
     fakes.folders(root, ("train", "valid"))
     with pytest.warns(UserWarning, match="nothing was held out"):
         benchmarks.load("folder", root, holdout=0.2)
+
+
+def test_labels_that_are_none_of_rafdb_and_stills_beside_aligned_faces_are_not_taken(root):
+    fakes.save(root / "train" / "0" / "a.jpg", 0, 100, "RGB")
+    with pytest.raises(FerlabError, match="has a folder 0; RAF-DB's labels are 1 to 7"):
+        benchmarks.load("rafdb", root)
+    fakes.sfew(root / "sfew", per_class=1)
+    fakes.folders(root / "sfew", ("Train_Aligned_Faces",), fakes.SFEW, 2, (143, 181))
+    assert lengths(benchmarks.load("sfew", root / "sfew")) == [14, None, None]  # film stills do not validate

@@ -330,7 +330,7 @@ def test_records_of_older_versions_are_taken_as_far_as_their_method_obeys(ferlab
 
 
 def test_recorded_results_tell_their_settings(ferlab):
-    for path in sorted((REPOSITORY / "benchmarks" / "results").glob("*.json")):
+    for path in sorted((REPOSITORY / "benchmarks" / "results").rglob("*.json")):
         assert f"method={json.loads(path.read_text())['settings']['method']}\n" in ferlab(
             "train", "--like", path, "--show-settings").out
 
@@ -350,5 +350,8 @@ def test_a_share_of_noise_needs_its_kind(ferlab, command):
 
 def test_an_audit_takes_the_settings_of_a_training(ferlab, run: Path, toy_faces: Path, tmp_path: Path):
     out = tmp_path / "audit"
-    assert ferlab("audit", "--data", "folder", "--root", toy_faces, "--folds", 2, "--out", out, "--like", run).code == 0
+    audit = "audit", "--data", "folder", "--root", toy_faces, "--folds", 2
+    assert ferlab(*audit, "--out", out, "--like", run, "--set", "top_k=5").code == 0
     assert obeyed(vars(Run(out / "fold_0").config)) == obeyed(vars(Run(run).config))
+    assert ferlab(*audit, "--out", tmp_path / "again", "--like", out / "fold_0").code == 0
+    assert Run(tmp_path / "again" / "fold_0").config == Run(out / "fold_0").config

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -686,3 +687,10 @@ def test_a_network_that_does_not_tell_its_size_is_refused(monkeypatch):
     monkeypatch.setattr(Method, "build_network", lambda self: torch.nn.Linear(2, 2))
     with pytest.raises(FerlabError, match="attribute size"):
         Trainer(settings(), Splits(bars(12), None, None))
+
+
+def test_a_method_whose_file_cannot_be_imported_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ferlab.comparators.rul", None)
+    with pytest.raises(FerlabError, match=r"ferlab/comparators/rul.py cannot be imported \(ModuleNotFoundError"):
+        method_class("rul")
+    assert not extends_drfer("rul")

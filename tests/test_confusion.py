@@ -106,8 +106,8 @@ def test_an_opinion_of_nothing_leaves_the_confusion_to_say():
 
 
 def test_a_temperature_near_zero_decides_and_arrays_are_taken():
-    opinion, given = np.array([[2e-4, 1e-4], [0.0, 1e-9]]), np.array([0, 0])
-    cold = posterior_under(torch.full((2, 2), 0.5), torch.from_numpy(opinion), torch.from_numpy(given), 0.001)
+    opinion, given = np.array([[2e-4, 1e-4], [0.0, 1e-9]]), np.array([0, 0], np.int32)
+    cold = posterior_under(torch.full((2, 2), 0.5), torch.from_numpy(opinion), torch.from_numpy(given).long(), 0.001)
     assert torch.allclose(cold, torch.eye(2).double())
     posterior, _ = label_posterior(opinion, given)
     assert torch.equal(posterior, label_posterior(torch.from_numpy(opinion), torch.from_numpy(given))[0])

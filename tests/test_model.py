@@ -161,7 +161,7 @@ class Trunk(nn.Module):
     lambda state: {"state_dict": {f"module.backbone.{k}": v for k, v in state.items()}},
     lambda state: {f"backbone.{k}": v for k, v in state.items()} | {"head.weight": torch.ones(2)},
     lambda state: {k: v for k, v in state.items() if not k.startswith("fc.") and "num_batches" not in k},
-    lambda state: {"net": state, "optimizer": {"state": {}, "param_groups": []}},
+    lambda state: {"args": {str(i): i for i in range(50)}, "net": state, "optimizer": {"state": {}, "groups": []}},
     lambda state: {"state_dict": {f"encoder.module.{k}": v for k, v in state.items()} | {"layer1.0.conv1.weight": 0}},
     lambda state: {f"module.encoder_q.{k}": v for k, v in state.items()} | {"module.encoder_k.conv1.weight": 0},
 ])

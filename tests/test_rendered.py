@@ -209,7 +209,10 @@ def test_the_asset_is_small_and_its_licence_stands_beside_it():
     assert "CC0" in (rendered.ASSET.parent / "NOTICE.md").read_text()
 
 
-@pytest.mark.parametrize("wrong", [{"yaw": np.nan}, {"roll": np.inf}, {"pitch": "much"}, {"light": (30, np.nan)}])
+@pytest.mark.parametrize("wrong", [
+    {"yaw": np.nan}, {"roll": np.inf}, {"pitch": "much"}, {"yaw": [1, 2]}, {"light": (30, np.nan)}, {"light": 30},
+    {"light": (10,)}])
 def test_angles_that_are_none_are_told(wrong):
     with pytest.raises(FerlabError, match=f"{next(iter(wrong))} is .*give degrees"):
         rendered.render_face(size=32, **wrong)
+    assert rendered.render_face(size=32, light=np.array([10.0, 20.0])).shape == (32, 32, 3)

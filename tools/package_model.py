@@ -16,6 +16,7 @@ import numpy as np
 
 from ferlab import benchmarks, load_pretrained
 from ferlab.cli import percent
+from ferlab.errors import FerlabError
 from ferlab.evaluation import evaluate, most_taken_for
 from ferlab.recogniser import ASSETS
 from ferlab.walkthrough import write_text
@@ -82,7 +83,7 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
     recogniser = load_pretrained(run)
     rule = recogniser.about["data"].get("rule")
     if rule not in RULES:
-        raise click.ClickException(f"{run} does not say by which of FER+'s label rules it was trained.")
+        raise FerlabError(f"{run} does not say by which of FER+'s label rules it was trained.")
     recogniser.about["data"] = {"data": "ferplus", "rule": rule}
     path = output / f"{name}.pt"
     recogniser.save(path)
