@@ -257,14 +257,14 @@ def run_grid(
 
 def _made_before(cells: list[Cell], results: Path) -> list[dict]:
     """The results that the cells have; FerlabError for one that was made with other settings than theirs."""
-    from ferlab.training import own_settings
+    from ferlab.training import method_record
 
     made = {result["name"]: result for result in _read_all(results)}
     for cell in (cells := [cell for cell in cells if cell.name in made]):
         result, config = made[cell.name], cell.config()
         was = [f"{key} {result[key]}" for key in ("data", "options", "profile", "rate")
                if result[key] != getattr(cell, key)]
-        own = json.loads(json.dumps(own_settings(config)))
+        own = method_record(config)["method_settings"]
         for then, now in ((result["settings"], obeyed(vars(config))), (result.get("method_settings", {}), own)):
             was += [f"{key} {then[key]}" for key in now if key in then and then[key] != now[key]]
         if was:
@@ -365,6 +365,12 @@ def where(result: dict) -> tuple[str, str, int, str, str]:
 def machine(device: str) -> str:
     """A device in a word: "CPU", or a GPU's model, such as "H100"."""
     return next(iter(device.removeprefix("NVIDIA ").split()), device)
+
+
+def trained_on(result: dict) -> str:
+    """How many faces, which network, on which machine, as in "8,000, small, CPU"."""
+    place = where(result)
+    return f"{place[2]:,}, {result['settings']['backbone']}, {machine(place[-1])}"
 
 
 def named(data: str, rule: str) -> str:
@@ -642,7 +648,7 @@ def summary(results: list[dict]) -> str:
         ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
         cells = [
             f"{named(*place[:2])}, {split}",
-            f"{place[2]:,}, {plain[0]['settings']['backbone']}, {machine(place[-1])}",
+            trained_on(plain[0]),
             noise_name(noise, rate),
             *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
               for mine in three),
@@ -702,7 +708,7 @@ def balance_table(results: list[dict]) -> str:
     on the test split, or on valid where that is held back.
     """
     balances = ["0", *map(str, BALANCES)]
-    lines = ["| data (rule), training faces, machine | label noise | method | balance "
+    lines = ["| data (rule), training faces, network, machine | label noise | method | balance "
              + " | ".join(balances) + " |", "|---" * (3 + len(balances)) + "|"]
     told = [r for r in best_schedules(results) if "balanced" in r["scores"][shown_split([r])]]
     for (place, noise, rate), methods in _by_labels(told).items():
@@ -710,7 +716,7 @@ def balance_table(results: list[dict]) -> str:
             split = shown_split(mine)
             scores = [{"0": r["scores"][split]} | r["scores"][split]["balanced"] for r in mine]
             cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
-            about = f"{named(*place[:2])}, {split}, {place[2]:,}, {machine(place[-1])}"
+            about = f"{named(*place[:2])}, {split}, {trained_on(mine[0])}"
             lines.append("| " + " | ".join([about, noise_name(noise, rate), mine[0]["method"], *cells]) + " |")
     return "\n".join(lines)
 

@@ -97,7 +97,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
         loaded = rendered.load(cache=cache, progress=progress, **wanted)
         found = {split: faces for split, faces in zip(SPLITS, loaded) if faces is not None}
         if holdout:
-            warnings.warn("rendered has validation faces of its own: nothing was held out.", stacklevel=2)
+            found = _hold_out(found, name, holdout, holdout_seed)
     else:
         ask = _Ask(name, rule, skip_bad, cache, progress)
         found = {}

@@ -519,8 +519,9 @@ def test_balances_have_a_table_of_plain_training_the_best_other_and_drfer():
     full = told(method="full"), told(method="full", seed=1, test=0.52)
     lines = balance_table([result(), told(method="scn"), told(method="eac", valid=0.6), *full]).splitlines()
     assert lines[0].endswith("| method | balance 0 | 0.25 | 0.5 | 0.75 | 1.0 |") and len(lines) == 4
-    assert lines[2].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | eac | 50.0 (25.0) | 40.0 (60.0) |")
-    assert lines[3].startswith("| rendered (truth), test, 6, CPU | symmetric 30% | full | 51.0 ± 12.7 (25.5) | 40.0")
+    about = "| rendered (truth), test, 6, small, CPU | symmetric 30% |"
+    assert lines[2].startswith(f"{about} eac | 50.0 (25.0) | 40.0 (60.0) |")
+    assert lines[3].startswith(f"{about} full | 51.0 ± 12.7 (25.5) | 40.0")
     assert lines[3].endswith("| 30.0 ± 0.0 (70.0) |")
 
 
