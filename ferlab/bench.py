@@ -391,18 +391,34 @@ def shown_split(results: list[dict]) -> str:
 def read_results(folder: str | Path) -> list[dict]:
     """All results of a folder and of those in it, one for each kind of machine, without those that failed.
 
-    Sorted by their paths. ``read_failures`` tells the others. Raises FerlabError for a file that is no result, and for
-    two results on the same data, noise, seed and machine whose training faces or labels differ.
+    Sorted by their paths. ``read_failures`` tells the others. Raises FerlabError for a file that is no result, for two
+    results on the same data, noise, seed and machine whose training faces or labels differ, and for two that would be
+    seeds of one row though they differ in more, or in nothing.
     """
     results = [result for result in _read_all(folder, pattern="**/*.json") if "failed" not in result]
     taught: dict[tuple, dict] = {}
+    rows: dict[tuple, list[dict]] = {}
     for result in results:
+        row = rows.setdefault((*where(result), *(result[key] for key in ("method", "schedule", "noise", "rate"))), [])
+        for other in row:
+            then, now = _as_measured(other), _as_measured(result)
+            if differ := sorted(key for key in then.keys() & now.keys() if then[key] != now[key]):
+                raise FerlabError(f"{other['name']} and {result['name']} would be seeds of one row, but differ in "
+                                  f"{', '.join(differ)}: give the method of one another name.")
+            if other["seed"] == result["seed"]:
+                raise FerlabError(f"{other['name']} and {result['name']} are the same training: delete one of them.")
+        row.append(result)
         if "fingerprint" in result:  # older ones do not tell
             other = taught.setdefault((*where(result), *(json.dumps(result[key]) for key in SAME_FACES)), result)
             if other["fingerprint"] != result["fingerprint"]:
                 raise FerlabError(f"{other['name']} and {result['name']} were trained on different faces or labels and "
                                   "cannot be compared: delete one of them and measure it again.")
     return results
+
+
+def _as_measured(result: dict) -> dict:
+    """What the seeds of one row have in common: options, and the settings that their method obeys or has itself."""
+    return obeyed(result["settings"]) | result.get("method_settings", {}) | {"options": result["options"]}
 
 
 def read_failures(folder: str | Path) -> dict[str, str]:

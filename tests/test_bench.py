@@ -431,6 +431,20 @@ def test_results_are_compared_only_if_they_were_trained_on_the_same_faces(tmp_pa
         assert len(read(**apart)) == 3
 
 
+@pytest.mark.parametrize("change, said", [
+    ({"settings": measured()["settings"] | {"epochs": 2}}, "differ in epochs"), ({"seed": 0}, "the same training"),
+    ({"options": {"holdout": 0.2}}, "differ in options"), ({"method_settings": {"ramp": 3}}, "differ in ramp"),
+    ({}, None)])
+def test_seeds_of_one_row_differ_in_nothing_else(tmp_path, change, said):
+    for record in (measured() | {"method_settings": {"ramp": 2}}, measured(seed=1) | {"name": "other"} | change):
+        (tmp_path / f"{record['name']}.json").write_text(json.dumps(record))
+    if said is None:
+        assert len(read_results(tmp_path)) == 2
+        return
+    with pytest.raises(FerlabError, match=f"other and tiny-plain-one-.*{said}"):
+        read_results(tmp_path)
+
+
 def test_quoted_numbers_name_their_source_once():
     rows = quoted(QUOTED)
     assert len(rows) > 70 and not rows.duplicated(["system", "data", "noise", "rate"]).any()
