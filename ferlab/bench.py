@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -341,7 +341,7 @@ def _end_with_parent() -> None:
 def best_schedules(results: list[dict]) -> list[dict]:
     """The results of each method and noise with the schedule that had the best valid accuracy on the first seed.
 
-    Other data, rules, numbers of training faces, profiles and devices choose for themselves.
+    Every ``Place`` chooses for itself.
     """
     alike: dict[tuple, list[dict]] = {}
     for r in results:
@@ -356,10 +356,22 @@ def best_schedules(results: list[dict]) -> list[dict]:
     return chosen
 
 
-def where(result: dict) -> tuple[str, str, int, str, str]:
-    """Data, rule, training faces, profile and device: results that differ in one of them have tables of their own."""
-    return (result["data"], result["rule"], result["faces"]["train"], result["profile"],
-            result["environment"]["device"].split(",")[0])
+class Place(NamedTuple):
+    """Where a method was measured: results of different places have tables of their own."""
+
+    data: str
+    rule: str
+    faces: int  # to train on
+    profile: str
+    backbone: str
+    size: int  # pixels a side
+    device: str
+
+
+def where(result: dict) -> Place:
+    settings = vars(Config()) | result["settings"]
+    return Place(result["data"], result["rule"], result["faces"]["train"], result["profile"], settings["backbone"],
+                 settings["size"], result["environment"]["device"].split(",")[0])
 
 
 def machine(device: str) -> str:
@@ -368,9 +380,9 @@ def machine(device: str) -> str:
 
 
 def trained_on(result: dict) -> str:
-    """How many faces, which network, on which machine, as in "8,000, small, CPU"."""
+    """How many faces of how many pixels, which network, on which machine, as in "8,000 (48 px), small, CPU"."""
     place = where(result)
-    return f"{place[2]:,}, {result['settings']['backbone']}, {machine(place[-1])}"
+    return f"{place.faces:,} ({place.size} px), {place.backbone}, {machine(place.device)}"
 
 
 def named(data: str, rule: str) -> str:
@@ -417,8 +429,9 @@ def read_results(folder: str | Path) -> list[dict]:
 
 
 def _as_measured(result: dict) -> dict:
-    """What the seeds of one row have in common: options, and the settings that their method obeys or has itself."""
-    return obeyed(result["settings"]) | result.get("method_settings", {}) | {"options": result["options"]}
+    """What the seeds of one row have in common: options, precision, the settings that their method obeys or has."""
+    precision = {key: value for key, value in result["environment"].items() if key == "precision"}
+    return obeyed(result["settings"]) | result.get("method_settings", {}) | precision | {"options": result["options"]}
 
 
 def read_failures(folder: str | Path) -> dict[str, str]:
@@ -510,7 +523,7 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         settings = obeyed(result["settings"])
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
-            about |= {"split": split, "training_faces": result["faces"]["train"], "hardware": where(result)[-1],
+            about |= {"split": split, "training_faces": result["faces"]["train"], "hardware": where(result).device,
                       "same": json.dumps([settings, result["faces"]], sort_keys=True)}
             values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
             values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
@@ -559,51 +572,48 @@ def quoted_table(rows: pandas.DataFrame) -> str:
 
 
 def table(results: list[dict], split: str) -> str:
-    """A Markdown table of the chosen schedules' scores on a split, a row for each noise and method.
+    """A Markdown table of one place's scores on a split: a row for each noise and method, the most accurate first.
 
-    Numbers are percentages: mean over the seeds and half-width of the 95 % interval where there are several. The last
-    columns are of the last split into clean and noisy: AUROC of finding the wrong labels; share of the relabelled wrong
-    labels that are right now, and of all wrong labels; share of all training labels that are right now.
+    Numbers are percentages: mean over the seeds and half-width of the 95 % interval where there are several. Behind the
+    accuracies what of the gap to true labels is closed (``gap_closed``; in brackets the least and the most of several
+    seeds), then of the last split into clean and noisy: AUROC of finding the wrong labels; share of the relabelled
+    wrong labels that are right now, and of all wrong labels; share of all training labels that are right now.
     """
     lines = [
-        "| data (rule) | label noise | method | schedule | seeds | accuracy | mean-class | noise AUROC "
+        "| label noise | method | schedule | seeds | accuracy | mean-class | gap closed | noise AUROC "
         "| relabelled right | wrong ones mended | labels right after | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    chosen = best_schedules(results)
-    for key in sorted({(r["data"], r["rule"], r["noise"], r["rate"], r["method"]) for r in chosen}):
-        data, rule, noise, rate, method = key
-        mine = [r for r in chosen if (r["data"], r["rule"], r["noise"], r["rate"], r["method"]) == key]
-        scores = [r["scores"][split] for r in mine]
-        splits = [[e["split"] for e in r["epochs"] if "split" in e][-1:] for r in mine]
-        found = [s for last in splits for s in last]
-        cells = [
-            named(data, rule), noise_name(noise, rate), method, mine[0]["schedule"], str(len(mine)),
-            _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
-            *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "recovered", "right_after")),
-            f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    closed = gap_closed(results, split)
+    for (_, noise, rate), methods in _by_labels(best_schedules(results)).items():
+        for method, mine in sorted(methods.items(), key=lambda each: -_mean_accuracy(each[1], split)):
+            scores = [r["scores"][split] for r in mine]
+            splits = [[e["split"] for e in r["epochs"] if "split" in e][-1:] for r in mine]
+            found = [s for last in splits for s in last]
+            share = closed.get((method, noise, rate))
+            cells = [
+                noise_name(noise, rate), method, mine[0]["schedule"], str(len(mine)),
+                _percent([s["accuracy"] for s in scores]), _percent([s["mean_class_accuracy"] for s in scores]),
+                "-" if share is None else str(share),
+                *(_percent([s.get(k) for s in found]) for k in ("auroc", "right_if_wrong", "recovered", "right_after")),
+                f"{np.mean([r['seconds'] for r in mine]) / 60:.1f}" + " b" * any(map(_half_on_cpu, mine)),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def tables(results: list[dict]) -> str:
-    """A table for each data set, profile and device: of the test split, or of valid where that is held back; and the
+    """A table for each ``Place``: of the test split, or of valid where that is held back; and the
     command that makes a row of it again."""
     parts = []
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
-        data, rule, faces, profile, device = place
         split = shown_split(mine)
         half = " (b: in bfloat16)" if any(map(_half_on_cpu, mine)) else ""
-        parts.append(f"`{named(data, rule)}`, {faces:,} training faces, {split} split, profile `{profile}`, {device}; "
+        parts.append(f"`{named(place.data, place.rule)}`, {place.faces:,} training faces of {place.size} pixels, "
+                     f"{split} split, profile `{place.profile}`, network `{place.backbone}`, {place.device}; "
                      f"last epoch; of several schedules the one that was best on valid; minutes as trained{half}:\n\n"
                      f"{table(mine, split)}\n\n{_again(best_schedules(mine)[0])}")
-        if closed := gap_closed(mine, split):
-            parts.append("Of the gap in accuracy between plain training on these labels and on true ones "
-                         f"(`{named(data, rule)}`, {split} split, seeds in common), closed by " + "; ".join(
-                             f"{method}, {noise} {rate:.0%}: {share:.0%}"
-                             for (method, noise, rate), share in closed.items()) + ".")
     return "\n\n".join(parts)
 
 
@@ -618,14 +628,28 @@ def _again(result: dict) -> str:
 
 def _half_on_cpu(result: dict) -> bool:
     """Whether a CPU trained it in half precision, as not every CPU does."""
-    return where(result)[-1] == "CPU" and result["environment"].get("precision") == "bfloat16"
+    return where(result).device == "CPU" and result["environment"].get("precision") == "bfloat16"
 
 
-def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], float]:
-    """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of one data set's mean accuracies.
+class Gap(NamedTuple):
+    """What was closed of a gap: 1 = as good as plain training on true labels, 0 = no better than plain training on the
+    noisy ones, negative = worse."""
 
-    Over the seeds that all three have in common; 1 = as good as plain training on true labels, 0 = no better than plain
-    training on the noisy ones, negative = worse.
+    share: float  # of the mean accuracies
+    least: float  # of the seeds, each by itself
+    most: float
+    seeds: int
+
+    def __str__(self) -> str:
+        """In per cent, with the seeds' range where there are several, as in "85 (84 to 87)"."""
+        several = f" ({100 * self.least:.0f} to {100 * self.most:.0f})" if self.seeds > 1 else ""
+        return f"{100 * self.share:.0f}{several}"
+
+
+def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], Gap]:
+    """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of one place's accuracies.
+
+    Over the seeds that all three have in common; nothing where true labels are no better.
     """
     found: dict[tuple[str, str, float], dict[int, float]] = {}
     for r in best_schedules(results):
@@ -635,27 +659,31 @@ def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], 
         three = mine, found.get(("plain", noise, rate), {}), found.get(("plain", "none", 0.0), {})
         seeds = set.intersection(*map(set, three))
         if rate and method != "plain" and seeds:
-            accuracy, plain, ceiling = (float(np.mean([each[seed] for seed in seeds])) for each in three)
-            if ceiling > plain:
-                closed[method, noise, rate] = (accuracy - plain) / (ceiling - plain)
+            accuracy, plain, ceiling = (np.array([each[seed] for seed in seeds]) for each in three)
+            if (ceiling > plain).all():
+                shares = (accuracy - plain) / (ceiling - plain)
+                closed[method, noise, rate] = Gap((accuracy - plain).mean() / (ceiling - plain).mean(), shares.min(),
+                                                  shares.max(), len(seeds))
     return closed
 
 
 def summary(results: list[dict]) -> str:
     """A Markdown table with a row for each kind of labels that both DR-FER and plain training met in one place.
 
-    Accuracies in per cent on the test split, or on valid where that is held back; in brackets the mean over classes; of
-    the other methods and of DR-FER's variants with all parts, each that with most seeds that was best on valid. Bold:
-    the highest accuracy. The gain over plain training is of pairs of seeds, with its 95 % interval where there are
-    several; true labels are plain training on them.
+    Of several places that with most of their seeds, or else with most methods, is in the table; the others are in one
+    to be opened. Accuracies in per cent on the test split, or on valid where that is held back; in brackets the mean
+    over classes; of the other methods and of DR-FER's variants with all parts, each that with most seeds that was best
+    on valid (of how many, and its schedule). Bold: the highest accuracy. The gain over plain training is of pairs of
+    seeds, with its 95 % interval where there are several; true labels are plain training on them.
     """
-    lines = ["| data (rule) | training faces, network, machine | label noise | plain | best other | DR-FER "
-             "| DR-FER above plain | true labels |", "|---|---|---|---|---|---|---|---|"]
+    head = ("| data (rule), split | training faces, network, machine | label noise | plain | best other | DR-FER "
+            "| DR-FER above plain | true labels |\n" + "|---" * 8 + "|")
+    rows: dict[tuple, list[tuple]] = {}
     chosen = best_schedules(results)
     for (place, noise, rate), methods in _by_labels(chosen).items():
         here = [r for r in chosen if where(r) == place]
         split = shown_split(here)
-        three = plain, _, whole = _plain_other_whole(methods)
+        three = plain, other, whole = _plain_other_whole(methods)
         if not whole or not plain:
             continue
         best = max((mine for mine in three if mine), key=lambda mine: _mean_accuracy(mine, split))
@@ -663,17 +691,26 @@ def summary(results: list[dict]) -> str:
         gains = [r["scores"][split]["accuracy"] - at[r["seed"]] for r in whole if r["seed"] in at]
         ceiling = [r for r in here if (r["method"], r["noise"]) == ("plain", "none") and noise != "none"]
         cells = [
-            f"{named(*place[:2])}, {split}",
+            f"{named(place.data, place.rule)}, {split}",
             trained_on(plain[0]),
             noise_name(noise, rate),
-            *(_score(mine, split, mine is best) + (mine is not plain) * f" {mine[0]['method']}" if mine else "-"
-              for mine in three),
+            f"{_score(plain, split, plain is best)}, {plain[0]['schedule']}",
+            *(f"{_score(mine, split, mine is best)} {mine[0]['method']} (of {count}), {mine[0]['schedule']}"
+              if mine else "-" for mine, count in ((other, len(_others(methods))), (whole, len(_wholes(methods))))),
             _percent(gains), _score(ceiling, split) if ceiling else "-",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    if len(lines) == 2:
-        lines = ['(To compare with, there must be a method called "plain" and DR-FER with all its parts.)']
-    return "\n".join(lines)
+        evidence = len(plain) + len(whole), len(methods)
+        rows.setdefault((place.data, place.rule, noise, rate), []).append((evidence, "| " + " | ".join(cells) + " |"))
+    if not rows:
+        return '(To compare with, there must be a method called "plain" and DR-FER with all its parts.)'
+    alike = [rows[key] for key in sorted(rows)]
+    first = [max(each, key=lambda row: row[0])[1] for each in alike]
+    others = [row for each in alike for _, row in each if row not in first]
+    text = "\n".join([head, *first])
+    if others:
+        text += ("\n\n<details>\n<summary>The same with other networks, numbers of faces and machines</summary>\n\n"
+                 + "\n".join([head, *others]) + "\n\n</details>")
+    return text
 
 
 def _by_labels(results: list[dict]) -> dict[tuple, dict[str, list[dict]]]:
@@ -689,9 +726,18 @@ def _plain_other_whole(methods: dict[str, list[dict]]) -> tuple[list[dict], list
 
     [] where there is none; best: of those with most seeds that with the highest accuracy on valid.
     """
-    wholes = [mine for mine in methods.values() if _is_whole(mine[0]["settings"])]
-    others = [mine for name, mine in methods.items() if name != "plain" and mine[0]["settings"]["method"] != "drfer"]
-    return methods.get("plain", []), max(others, key=_standing, default=[]), max(wholes, key=_standing, default=[])
+    return (methods.get("plain", []), max(_others(methods), key=_standing, default=[]),
+            max(_wholes(methods), key=_standing, default=[]))
+
+
+def _others(methods: dict[str, list[dict]]) -> list[list[dict]]:
+    """The results of each method that is neither plain training nor DR-FER."""
+    return [mine for name, mine in methods.items() if name != "plain" and mine[0]["settings"]["method"] != "drfer"]
+
+
+def _wholes(methods: dict[str, list[dict]]) -> list[list[dict]]:
+    """The results of each variant of DR-FER that has all of its parts."""
+    return [mine for mine in methods.values() if _is_whole(mine[0]["settings"])]
 
 
 def _is_whole(settings: dict) -> bool:
@@ -732,7 +778,7 @@ def balance_table(results: list[dict]) -> str:
             split = shown_split(mine)
             scores = [{"0": r["scores"][split]} | r["scores"][split]["balanced"] for r in mine]
             cells = [_score([{"scores": each} for each in scores], balance) for balance in balances]
-            about = f"{named(*place[:2])}, {split}, {trained_on(mine[0])}"
+            about = f"{named(place.data, place.rule)}, {split}, {trained_on(mine[0])}"
             lines.append("| " + " | ".join([about, noise_name(noise, rate), mine[0]["method"], *cells]) + " |")
     return "\n".join(lines)
 
@@ -750,8 +796,11 @@ def audit_table(audits: list[dict]) -> str:
         gain = audit["gain_over_cleanlabs_best"]
         pairs = [(ours[kind] - gain[kind], ours[kind]) for kind in ("auroc", "average_precision")]
         pairs.append((right["network's best but the given"], right["audit's suggestion"]))
+        both = [[f"{100 * each:.1f}" for each in pair] for pair in pairs]
+        both = [[f"**{each}**" if each == max(pair, key=float) and len({*pair}) > 1 else each for each in pair]
+                for pair in both]
         cells = [named(about["dataset"], about["rule"]), about["noise"] or "as given", f"{audit['faces']:,}",
-                 _percent([audit["wrong_share"]]), *(f"{100 * other:.1f}, **{100 * own:.1f}**" for other, own in pairs)]
+                 _percent([audit["wrong_share"]]), *map(", ".join, both)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

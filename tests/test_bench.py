@@ -63,13 +63,19 @@ def result(method="plain", schedule="one", seed=0, valid=0.5, test=0.5, noise="s
     return {"name": f"tiny-{method}-{schedule}-{noise}30-{seed}", "data": "rendered", "rule": "truth", "noise": noise,
             "rate": 0.3, "method": method, "schedule": schedule, "options": {}, "seed": seed,
             "scores": scores, "seconds": 60, "epochs": [{"split": split}] if split else [{}], "profile": "quick",
-            "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}}
+            "environment": {"device": "CPU, 1 threads"}, "faces": {"train": 6, "test": 2}, "settings": {}}
 
 
 def measured(**changes):
     """A result with the settings that it was measured with."""
     made = result(**changes)
     return made | {"settings": vars(profile("quick", epochs=1, seed=made["seed"]))}
+
+
+def cells(table):
+    """Of each row below the table's head."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
 @pytest.fixture
@@ -334,17 +340,22 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
     noisy = [result(test=0.80), result(method="full", test=0.85), result(method="scn", test=0.78)]
     ceiling = result(noise="none", test=0.90) | {"rate": 0.0}
     closed = gap_closed([*noisy, ceiling], "test")
-    assert closed == {("full", "symmetric", 0.3): pytest.approx(0.5), ("scn", "symmetric", 0.3): pytest.approx(-0.2)}
-    assert "full, symmetric 30%: 50%" in tables([*noisy, ceiling])
+    assert closed == {("full", "symmetric", 0.3): pytest.approx((0.5, 0.5, 0.5, 1)),
+                      ("scn", "symmetric", 0.3): pytest.approx((-0.2, -0.2, -0.2, 1))}
+    told = {row[1]: row[6] for row in cells(table([*noisy, ceiling], "test")) if row[0] != "none"}
+    assert told == {"full": "50", "scn": "-20", "plain": "-"}
     lucky = result(seed=1, test=0.86)  # of a seed that the others do not have
     assert gap_closed([*noisy, ceiling, lucky], "test") == closed
-    assert gap_closed(noisy, "test") == {} and "gap" not in tables(noisy)
+    assert gap_closed(noisy, "test") == {} and all(row[6] == "-" for row in cells(table(noisy, "test")))
+    second = [lucky, result(method="full", seed=1, test=0.93), result(noise="none", seed=1, test=0.96) | {"rate": 0.0}]
+    both = gap_closed([*noisy, ceiling, *second], "test")["full", "symmetric", 0.3]
+    assert both == pytest.approx((0.12 / 0.20, 0.5, 0.7, 2)) and str(both) == "60 (50 to 70)"
 
 
 def test_a_data_set_without_label_rules(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(measured() | {"data": "folder", "rule": ""}))
     made = read_results(tmp_path)
-    assert "| folder | symmetric 30%" in tables(made) and len(frame(made)) == 2
+    assert tables(made).startswith("`folder`, 6 training faces") and len(frame(made)) == 2
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}', json.dumps(result()), json.dumps(
@@ -466,10 +477,10 @@ def test_what_is_no_list_of_quoted_numbers_is_told(tmp_path, text):
 def test_table_holds_mean_and_interval_of_the_chosen_schedule():
     split = {"auroc": 0.9812, "right_if_wrong": 0.85, "recovered": 0.7, "right_after": 0.9}
     results = [result(test=0.8, split=split), result(test=0.9, seed=1, split=split), result("true", test=0.95)]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(results, "test").splitlines()]
-    assert rows[2][:5] == ["rendered (truth)", "symmetric 30%", "plain", "one", "2"]
-    assert rows[2][5] == "85.0 ± 63.5" and rows[2][7].startswith("98.1") and rows[3][5] == "95.0" and rows[3][7] == "-"
-    assert [cell.split(" ")[0] for cell in rows[2][8:11]] == ["85.0", "70.0", "90.0"]
+    better, plain = cells(table(results, "test"))
+    assert plain[:6] == ["symmetric 30%", "plain", "one", "2", "85.0 ± 63.5", "42.5 ± 31.8"]
+    assert plain[7].startswith("98.1") and better[4] == "95.0" and better[7] == "-"
+    assert [cell.split(" ")[0] for cell in plain[8:11]] == ["85.0", "70.0", "90.0"]
 
 
 def test_the_summary_sets_dr_fer_beside_plain_training_and_the_best_other():
@@ -488,9 +499,13 @@ def test_the_summary_sets_dr_fer_beside_plain_training_and_the_best_other():
         made("no DCL", halved, valid=0.9, test=0.95), made("plain", plain, test=0.9, noise="none") | {"rate": 0.0},
         made("plain", plain, test=0.8, noise="asymmetric"),  # nothing of DR-FER
     ]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in summary(results).splitlines()[2:]]
-    assert rows == [["rendered (truth), test", "6, small, CPU", "symmetric 30%", "81.0 ± 12.7 (40.5)",
-                     "79.0 (39.5) rul", "**86.0 ± 25.4** (43.0) full", "5.0 ± 12.7", "90.0 (45.0)"]]
+    (row,) = cells(summary(results))
+    assert row == ["rendered (truth), test", "6 (48 px), small, CPU", "symmetric 30%", "81.0 ± 12.7 (40.5), one",
+                   "79.0 (39.5) rul (of 2), one", "**86.0 ± 25.4** (43.0) full (of 2), one", "5.0 ± 12.7",
+                   "90.0 (45.0)"]
+    elsewhere = [each | {"faces": {"train": 9, "test": 2}} for each in results if each["seed"] == 0]
+    before, _, after = summary(elsewhere + results).partition("<details>")
+    assert cells(before) == [row] and [other[1] for other in cells(after)] == ["9 (48 px), small, CPU"]
 
 
 def test_quoted_numbers_have_a_table_of_their_own():
@@ -508,7 +523,7 @@ def test_label_rules_are_not_mixed():
     rows = summary(plain + whole).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["rendered (argmax), test", "rendered (majority), test"]
     assert "70.0 (35.0)" in rows[0] and "80.0 (40.0)" in rows[1] and "±" not in rows[0] + rows[1]
-    assert len(best_schedules(plain)) == 2 and tables(plain).count("training faces, test split") == 2
+    assert len(best_schedules(plain)) == 2 and tables(plain).count("48 pixels, test split") == 2
 
 
 def test_tables_mark_what_a_cpu_trained_in_half_precision():
@@ -533,7 +548,7 @@ def test_balances_have_a_table_of_plain_training_the_best_other_and_drfer():
     full = told(method="full"), told(method="full", seed=1, test=0.52)
     lines = balance_table([result(), told(method="scn"), told(method="eac", valid=0.6), *full]).splitlines()
     assert lines[0].endswith("| method | balance 0 | 0.25 | 0.5 | 0.75 | 1.0 |") and len(lines) == 4
-    about = "| rendered (truth), test, 6, small, CPU | symmetric 30% |"
+    about = "| rendered (truth), test, 6 (48 px), small, CPU | symmetric 30% |"
     assert lines[2].startswith(f"{about} eac | 50.0 (25.0) | 40.0 (60.0) |")
     assert lines[3].startswith(f"{about} full | 51.0 ± 12.7 (25.5) | 40.0")
     assert lines[3].endswith("| 30.0 ± 0.0 (70.0) |")
