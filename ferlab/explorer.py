@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import html
 import io
+import os
 import secrets
 import tempfile
 import time
@@ -559,7 +560,7 @@ class View:
         noisy = now.noisy
         changed = int((now.new != known.faces.labels)[noisy].sum())
         faces, why = ("training faces", "split off as noisy") if not known.of_audit else ("faces", "suspected")
-        return (f"{len(known):,} {faces}, {int(noisy.sum()):,} {why}, {changed:,} of them with another label; "
+        return (f"{len(known):,} {faces}, {int(noisy.sum()):,} {why}, another class likelier for {changed:,} of them; "
                 f"{len(self.rows):,} in the list, {len(self.log.current):,} decided")
 
 
@@ -601,18 +602,21 @@ function render({ model, el }) {
     const side = model.get("side"), columns = model.get("columns");
     URL.revokeObjectURL(url);
     url = URL.createObjectURL(new Blob([model.get("sheet")], { type: "image/png" }));
-    grid.style.gridTemplateColumns = `repeat(${columns}, ${side + 8}px)`;
+    grid.style.gridTemplateColumns = `repeat(auto-fill, ${side + 8}px)`;  // fewer than columns in a narrow window
     grid.replaceChildren(...model.get("tiles").map(({ row, caption, name, decided }, i) => {
-      const tile = document.createElement("div"), face = document.createElement("div");
-      const text = document.createElement("div");
+      const [tile, face, text] = Array.from({ length: 3 }, () => document.createElement("div"));
       tile.className = decided ? "tile decided" : "tile";
       tile.dataset.row = row;
       tile.title = `${name}: ${caption}`;           // as text, whatever a file is called
       tile.setAttribute("role", "option");
       face.style.cssText = `width: ${side}px; height: ${side}px; background: url(${url}) ` +
         `-${(i % columns) * side}px -${Math.floor(i / columns) * side}px`;
-      text.textContent = caption;
       text.className = "caption";
+      text.append(...caption.split(/(?<= )(?=→)/).map((part) => {  // the given class, and below it the new one
+        const line = document.createElement("div");
+        line.textContent = part;
+        return line;
+      }));
       tile.append(face, text);
       tile.onclick = () => { grid.focus({ preventScroll: true }); model.send({ row }); };
       return tile;
@@ -635,7 +639,8 @@ function render({ model, el }) {
     if (ours || key.length === 1 || (key === "Enter" && !field && !event.shiftKey)) event.stopImmediatePropagation();
     if (ours) event.preventDefault();
     if (!ours || (event.repeat && KEYS.includes(key))) return;  // a key held down decides once
-    model.send({ key, row: model.get("chosen") });
+    const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+    model.send({ key, row: model.get("chosen"), columns });
   };
   window.addEventListener("keydown", press, true);
   return () => { window.removeEventListener("keydown", press, true); URL.revokeObjectURL(url); };
@@ -652,7 +657,9 @@ _STYLE = """
 .ferlab-gallery .chosen { border-color: #d6006c; background: var(--jp-layout-color2, #eee); }
 .ferlab-gallery .decided > div:first-child { opacity: 0.45; }
 .ferlab-gallery .caption { font: 11px/1.25 var(--jp-ui-font-family, sans-serif); text-align: center;
-  color: var(--jp-ui-font-color1, #222); height: 2.5em; overflow: hidden; overflow-wrap: anywhere; }
+  color: var(--jp-ui-font-color1, #222); height: 2.5em; }
+.ferlab-gallery .caption div { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.ferlab-explorer details { max-width: 860px; }
 .ferlab-explorer { color: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, sans-serif); }
 .ferlab-explorer .widget-hslider .widget-readout { min-width: 92px; max-width: none; }
 .ferlab-explorer .widget-html-content { line-height: 1.4; }
@@ -660,11 +667,26 @@ _STYLE = """
 """
 
 
+_LEGEND = """<details><summary>What is shown?</summary>
+<p>The list holds the faces whose given label is doubted. Of the chosen one:</p><ul>
+<li><b>soft label</b>: the shares that the classes get in its new label. The given class is pink, the new one bold.</li>
+<li><b>class AP</b>: how far ahead the clean faces of each class come when all are ordered by their likeness to it;
+1 = before all others (average precision). Below, the <b>nearest clean faces</b>, framed in the colours of their
+classes.</li>
+<li><b>attention</b>: where the network looks.</li>
+<li><b>its loss</b>: of the given label in the epochs before each split, beside the middle half (band) and the median
+(dashed) of all faces with that label. A loss that stays high makes a label suspicious.</li>
+<li><b>where it sits</b>: its place (pink) among all losses, and the two groups that were fitted to them, of right
+(line) and of wrong labels (dotted).</li></ul>
+<p>Each decision is on the disk at once; <code>ferlab data apply-decisions</code> makes corrected labels of them.</p>
+</details>"""
+
+
 class Gallery(anywidget.AnyWidget):
     """A page of thumbnails to click on, which also hears the keys of the whole explorer.
 
     sheet: the page as one PNG; tiles: of each thumbnail its row, caption, name, and whether it is decided; chosen: row.
-    Sends {"row": r} for a click and {"key": k, "row": the chosen one as the browser shows it} for a key.
+    Sends {"row": r} for a click and {"key": k, "row": the chosen one, "columns": as the browser shows them} for a key.
     """
 
     _esm, _css = _GALLERY, _STYLE
@@ -688,14 +710,16 @@ class Explorer(widgets.VBox):
         self.picture.layout = widgets.Layout(width="100%", max_width="860px")
 
         # filter
-        self.given = _dropdown("given", [("any", ANY), *classes])
-        self.new = _dropdown("new", [("any", ANY), *classes])
-        self.changed = widgets.Checkbox(description="changed only", indent=False, layout=_width("120px"))
-        self.reference = _dropdown("reference", REFERENCES)
-        self.decided = _dropdown("decided", ["any", "no", "yes"])
-        self.sort = _dropdown("sort", ORDERS, "230px")
-        self.clean = _range("clean probability", 0, 1, 0.01)
-        self.margin = _range("AP margin", -1, 1, 0.02)
+        self.given = _dropdown("given", [("any", ANY), *classes], "The label that the face came with")
+        self.new = _dropdown("new", [("any", ANY), *classes], "The likeliest class of its new soft label")
+        self.changed = widgets.Checkbox(description="changed only", indent=False, layout=_width("120px"),
+                                        tooltip="Only faces for which another class than the given one is likelier")
+        self.reference = _dropdown("reference", REFERENCES, "What is known of the true label, to try the method out")
+        self.decided = _dropdown("decided", ["any", "no", "yes"], "Whether you have decided about the face")
+        self.sort = _dropdown("sort", ORDERS, "The order of the list", "230px")
+        self.clean = _range("clean probability", 0, 1, 0.01, "How likely the given label is right: low = suspicious")
+        self.margin = _range("AP margin", -1, 1, 0.02, "Below 0: another class's faces resemble it more than those of "
+                                                       "its given class")
         for control in (self.given, self.new, self.changed, self.reference, self.decided, self.sort, self.clean,
                         self.margin):
             control.observe(self._filter, "value")
@@ -704,9 +728,12 @@ class Explorer(widgets.VBox):
         depths = sorted({10, 20, 50, 100, 200, 500, view.settings.top_k or 10})
         self.threshold = widgets.FloatSlider(
             min=0, max=1, step=0.01, description="threshold", continuous_update=False, readout_format=".2f",
-            style={"description_width": "auto"}, layout=_width("300px"))
-        self.average_precision = _dropdown("AP", ["plain", "chance", "balanced"])
-        self.top_k = _dropdown("top-k", [("whole gallery", ANY), *((str(k), k) for k in depths)])
+            style={"description_width": "auto"}, layout=_width("300px"),
+            tooltip="Faces whose clean probability is below it are suspected, and listed")
+        self.average_precision = _dropdown("AP", ["plain", "chance", "balanced"], "How class APs are computed: as they "
+                                           "are, corrected for chance, or as if all classes were equally frequent")
+        self.top_k = _dropdown("top-k", [("whole gallery", ANY), *((str(k), k) for k in depths)],
+                               "How many of the most similar clean faces count")
         self.as_it_was = _button("As it was", self._as_it_was, "The settings that the run or the audit was made with")
         self._show_settings()
         for control in (self.threshold, self.average_precision, self.top_k):
@@ -731,10 +758,11 @@ class Explorer(widgets.VBox):
         self.reference.layout.display = None if known_truth else "none"
         keys = ("<kbd>a</kbd> accept <kbd>k</kbd> keep <kbd>s</kbd> skip <kbd>u</kbd> undo <kbd>1</kbd>…<kbd>9</kbd> "
                 "class <kbd>←</kbd> <kbd>→</kbd> <kbd>↑</kbd> <kbd>↓</kbd> face")
-        left = widgets.VBox([self.gallery, _row(self.back, self.place, self.forth), widgets.HTML(keys)],
-                            layout=widgets.Layout(width=f"{COLUMNS * (SIDE + 10) + 16}px", flex="0 0 auto"))
+        left = widgets.VBox(
+            [self.gallery, _row(self.back, self.place, self.forth), widgets.HTML(keys), widgets.HTML(_LEGEND)],
+            layout=widgets.Layout(width=f"{COLUMNS * (SIDE + 10) + 16}px", max_width="100%", flex="0 1 auto"))
         right = widgets.VBox([self.heading, _row(self.accept, self.keep, self.skip, self.undo), _row(*self.others),
-                              self.picture], layout=widgets.Layout(flex="1 1 500px", min_width="0", max_width="860px"))
+                              self.picture], layout=widgets.Layout(flex="1 1 340px", min_width="0", max_width="860px"))
         super().__init__([
             self.summary,
             _row(widgets.HTML("<b>Show</b>"), self.given, self.new, self.changed, self.reference, self.decided,
@@ -743,7 +771,8 @@ class Explorer(widgets.VBox):
             _row(widgets.HTML("<b>Split and relabel</b>"), self.threshold, self.average_precision, self.top_k,
                  self.as_it_was),
             self.message,
-            widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap", align_items="flex-start",
+            # where there is no room for both side by side, the face to decide about comes first
+            widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap-reverse", align_items="flex-end",
                                                               grid_gap="16px")),
         ])
         self.add_class("ferlab-explorer")
@@ -827,7 +856,8 @@ class Explorer(widgets.VBox):
         if key is None:
             self._act(lambda: self.view.choose(content["row"]))
             return
-        view, moves = self.view, {"ArrowLeft": -1, "ArrowRight": 1, "ArrowUp": -COLUMNS, "ArrowDown": COLUMNS}
+        columns = content.get("columns", COLUMNS)
+        view, moves = self.view, {"ArrowLeft": -1, "ArrowRight": 1, "ArrowUp": -columns, "ArrowDown": columns}
         pages = {"PageUp": -1, "PageDown": 1}
         classes = view.suspects.faces.classes
         if key in moves:
@@ -868,6 +898,7 @@ class Explorer(widgets.VBox):
             self.accept.description = f"Accept {view.new_label} (a)"
             self.keep.description = f"Keep {view.given_label} (k)"
             self.skip.description = "Skip (s)"
+        self.accept.layout.display = "none" if view.new_label == view.given_label else None
         card = view.card()  # last, for it takes longest
         self.picture.layout.display = "none" if card is None else None
         if card is not None:
@@ -912,14 +943,14 @@ def _width(width: str) -> widgets.Layout:
     return widgets.Layout(width=width)
 
 
-def _dropdown(name: str, options: Sequence[Any], width: str = "auto") -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=name, layout=_width(width),
+def _dropdown(name: str, options: Sequence[Any], tooltip: str, width: str = "auto") -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, description=name, tooltip=tooltip, layout=_width(width),
                             style={"description_width": "auto"})
 
 
-def _range(name: str, low: float, high: float, step: float) -> widgets.FloatRangeSlider:
+def _range(name: str, low: float, high: float, step: float, tooltip: str) -> widgets.FloatRangeSlider:
     return widgets.FloatRangeSlider(
-        value=(low, high), min=low, max=high, step=step, description=name, layout=_width("420px"),
+        value=(low, high), min=low, max=high, step=step, description=name, layout=_width("420px"), tooltip=tooltip,
         continuous_update=False, readout_format=".2f", style={"description_width": "auto"})
 
 
@@ -961,12 +992,15 @@ def serve(directory: str | Path, name: str | None = None, root: str | Path | Non
 
     with tempfile.TemporaryDirectory(prefix="ferlab-") as folder:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata={
+            "title": f"ferlab: {suspects.directory.name}",
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
         path = Path(folder) / "explore.ipynb"
         nbformat.write(notebook, path)
         page = Page()
+        sockets = os.name == "posix" and len(folder) <= 30  # the path of one, 70 longer, may have 103 characters
         page.initialize([str(path), "--Voila.ip=127.0.0.1", f"--port={port}", "--Voila.log_level=ERROR",
-                         "--Voila.open_browser=True", f"--Voila.connection_dir_root={folder}"])
+                         "--Voila.open_browser=True", f"--Voila.connection_dir_root={folder}",
+                         *(["--KernelManager.transport=ipc"] if sockets else [])])
         page.token = token
-        page.tornado_settings = {"headers": {"Content-Security-Policy": ALONE}}
+        page.tornado_settings = {"headers": {"Content-Security-Policy": ALONE}, "ws_ping_timeout": 30_000}
         page.start()

@@ -569,10 +569,14 @@ def suspect_card(image: np.ndarray, attention: np.ndarray | None, classes: Seque
         axes.plot(epochs, class_history[:, 1], color="#5c7482", linestyle="--", linewidth=1.6)
         axes.plot(epochs, history, color="black", marker="o", markersize=4)
         axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-        axes.set_xticks(sorted(epochs[::-1][:: -(-len(epochs) // 8)]))
+        ticks: list[int] = []
+        for epoch in reversed(epochs):  # the last, and before it whatever has room
+            if not ticks or ticks[-1] - epoch >= (epochs[-1] - epochs[0]) / 8:
+                ticks.append(epoch)
+        axes.set_xticks(ticks)
     axes.set_xlabel("epoch", fontsize=11)
     axes.set_ylabel("loss", fontsize=11)
-    axes.set_title(f"its loss (line) among the given {classes[given]}", **caption)
+    axes.set_title(f"its loss (line) among given {_brief(classes[given], 12)}", **caption)
 
     axes = place(4.95, 0.5, 3.4, 1.25)
     edges = np.linspace(min(losses.min(), loss), max(losses.max(), loss) + 1e-9, 41)

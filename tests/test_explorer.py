@@ -712,6 +712,18 @@ def test_as_a_page(page, run: Path, tmp_path: Path):
         page.wait_for_selector(".ferlab-gallery .tile.decided")
         assert on_disk(tmp_path / "log.csv") == [(name, "choose", "low")]
         page.screenshot(path=str(tmp_path / "page.png"))
+        assert page.locator(".ferlab-explorer [title=null]:visible").count() == 0
+        assert page.locator(".ferlab-gallery .tile:last-child .caption div").all_inner_texts()[-1].startswith("→")
+        page.set_viewport_size({"width": 420, "height": 900})  # the face to decide about comes first
+        face, gallery = (page.locator(f".ferlab-explorer {part}").bounding_box() for part in ("img", ".ferlab-gallery"))
+        assert face["y"] + face["height"] <= gallery["y"] and gallery["x"] + gallery["width"] <= 420
+        tiles = "[...document.querySelectorAll('.ferlab-gallery .tile')]"
+        chosen = f"{tiles}.findIndex(tile => tile.classList.contains('chosen'))"
+        columns = f"{tiles}.filter(tile => tile.offsetTop == {tiles}[0].offsetTop).length"
+        below = page.evaluate(f"{chosen} + {columns}")
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function(f"{chosen} == {below}")
+        assert page.evaluate(columns) < 6
         outside = [url for url in asked if not url.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))]
         assert set(outside) <= set(refused)  # nobody else hears of it
     finally:
