@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import io
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -51,6 +52,10 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#000000", "#cc79a7")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 STYLES = [(colour, DASHES[(i + turn) % 5], "osD^v"[(i + turn) % 5])  # colour, dash, marker: no two alike
           for turn in range(5) for i, colour in enumerate(LINES)]
+# What several pictures show has one colour in all of them, whatever else is there: a place in STYLES.
+FIXED = {r"^plain": 0, r"^(DR-FER|full|softer|two views)|\bwith (MIM|DCL)": 1, r"\bwithout |^no |^symmetric": 2,
+         r"^none": 3, r"^annotators": 4}
+YARDSTICK = ("#777777", ":", "X")  # of what others are measured by
 STYLE: Any = {
     "font.size": 12, "axes.titlesize": 13, "axes.labelsize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
     "xtick.labelsize": 11, "ytick.labelsize": 11, "legend.frameon": False, "axes.spines.top": False,
@@ -102,6 +107,20 @@ def class_colours(classes: Sequence[str]) -> list[str]:
     rest = [colour for name, colour in EMOTIONS.items() if name not in classes] or list(EMOTIONS.values())
     others = itertools.cycle(rest)
     return [EMOTIONS[name] if name in EMOTIONS else next(others) for name in classes]
+
+
+def line_styles(names: Sequence[str]) -> list[tuple]:
+    """Colour, dash and marker of each name: those of ``FIXED`` (of several alike the colour), of the rest in turn."""
+    fixed = {name: place for name in names for start, place in FIXED.items() if re.search(start, name)}
+    free = (i for i in range(len(STYLES)) if i % len(LINES) not in fixed.values())
+    taken: set[int] = set()
+    styles = []
+    for name in names:
+        place = next(i for i in range(fixed[name], len(STYLES), len(LINES)) if i not in taken) if name in fixed else (
+            next(free))
+        taken.add(place)
+        styles.append(YARDSTICK if name in ("grey", "spread evenly") else STYLES[place])
+    return styles
 
 
 def _ink(colour: str) -> str:
@@ -382,14 +401,14 @@ def disagreement(entropy: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return figure
 
 
-def _label_faces(axes: np.ndarray, name: str) -> None:
+def _label_faces(axes: np.ndarray, name: str, count: str = "faces") -> None:
     """Label histograms [rows, columns] that count faces, in whole numbers."""
     for each in axes.flat:
         each.yaxis.set_major_locator(MaxNLocator(integer=True))
     for each in axes[-1]:
         each.set_xlabel(name)
     for each in axes[:, 0]:
-        each.set_ylabel("faces")
+        each.set_ylabel(count)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -427,7 +446,7 @@ def loss_histogram(losses: np.ndarray, given: np.ndarray, classes: Sequence[str]
             each.plot(line, curves[1], "black", linewidth=1.8, linestyle="--")
         share = f", {100 * wrong_ones[mine].mean():.0f} % wrong" if wrong is not None and mine.any() else ""
         each.set_title(f"{classes[c]}{share}", fontsize=12)
-    _label_faces(axes, xlabel)
+    _label_faces(axes, xlabel, "faces, root scale")
     for each in axes.flat[:len(classes)]:
         most = each.get_ylim()[1]
         each.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
@@ -454,14 +473,15 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], values: Seq
     """
     figure, axes = _figure(1, len(values), 4.6 * len(values), 3.4)
     for each, value in zip(axes[0], values):
-        for (name, records), (colour, dash, _) in zip(runs.items(), STYLES):
+        for (name, records), (colour, dash, _) in zip(runs.items(), line_styles([*runs])):
             points = [(record["epoch"], found) for record in records if (found := _look_up(record, value)) is not None]
             marker = "o" if len(points) < 3 else None
             each.plot([x for x, _ in points], [y for _, y in points], color=colour, linestyle=dash, label=name,
                       marker=marker)
         for mark in marks:
             each.axvline(mark, color="#888888", linestyle=":", linewidth=1.6, zorder=0)
-        each.set(xlabel="epoch", title=value.replace(".", ": ").replace("_", " "))
+        title = value.replace("mean_class_accuracy", "mean over classes")
+        each.set(xlabel="epoch", title=title.replace(".", ": ").replace("_", " "))
         each.xaxis.set_major_locator(MaxNLocator(integer=True))
         each.grid(axis="y", color="#dddddd")
     if len(runs) > 1:
@@ -729,9 +749,9 @@ def dots_with_intervals(values: Mapping[str, Sequence[tuple[float, float]]], gro
     values: {series: (mean, half-width) of each group}; half-width nan = no whisker (one seed), mean nan = no dot.
     reference: where a line is drawn, such as 0 for differences.
     """
-    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.26 + 0.11 * len(values)) * len(groups))
+    figure, axes = _figure(1, 1, 9.5, 0.9 + (0.26 + 0.07 * len(values)) * len(groups))
     step = 0.7 / max(len(values), 1)
-    for s, ((name, pairs), (colour, _, marker)) in enumerate(zip(values.items(), STYLES)):
+    for s, ((name, pairs), (colour, _, marker)) in enumerate(zip(values.items(), line_styles([*values]))):
         mean, half = np.asarray(pairs, float).reshape(-1, 2).T
         row = np.arange(len(groups)) + (s - (len(values) - 1) / 2) * step
         axes[0, 0].errorbar(mean, row, xerr=np.nan_to_num(half), fmt=marker, color=colour, markersize=8, capsize=4,
@@ -752,15 +772,17 @@ def trade_off(values: Mapping[str, Any], xlabel: str, ylabel: str, notes: Sequen
               ) -> Picture:
     """Paths in the plane: values {name: [K, 2]}, x and y of each step; their first step larger.
 
-    notes: what the K steps are; they stand at those of the longest path, as on shorter ones they would overlap.
+    notes: what the K steps are; they stand at those of the longest path, as on shorter ones, where only the last is
+    told, they would overlap.
     """
     figure, axes = _figure(1, 1, 8, 4.6, title)
     paths = {name: np.asarray(steps, float).reshape(-1, 2) for name, steps in values.items()}
-    for (name, path), (colour, dash, marker) in zip(paths.items(), STYLES):
+    longest = max(paths, key=lambda name: np.ptp(paths[name], axis=0).sum(), default=None)
+    for (name, path), (colour, dash, marker) in zip(paths.items(), line_styles([*paths])):
         axes[0, 0].plot(*path.T, color=colour, linestyle=dash, marker=marker, markersize=6, label=name)
         axes[0, 0].plot(*path[:1].T, color=colour, marker=marker, markersize=12, linestyle="")
-    for each, place in zip(notes, max(paths.values(), key=lambda path: np.ptp(path, axis=0).sum(), default=())):
-        axes[0, 0].annotate(each, place, (6, 5), textcoords="offset points", fontsize=10)
+        for each, place in list(zip(notes, path))[0 if name == longest else -1:]:
+            axes[0, 0].annotate(each, place, (6, 5), textcoords="offset points", fontsize=10, color=colour)
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     axes[0, 0].margins(0.12)
     axes[0, 0].grid(color="#dddddd")
@@ -773,7 +795,7 @@ def trade_off(values: Mapping[str, Any], xlabel: str, ylabel: str, notes: Sequen
 def lines(x: Any, values: Mapping[str, Any], xlabel: str, ylabel: str, log: bool = False, title: str = "") -> Picture:
     """Curves over x [K]: values {name: [K]}, each with a colour, a dash and, if they are few, dots; log: the x-axis."""
     figure, axes = _figure(1, 1, 8, 3.8, title)
-    for (name, y), (colour, dash, _) in zip(values.items(), STYLES):
+    for (name, y), (colour, dash, _) in zip(values.items(), line_styles([*values])):
         axes[0, 0].plot(x, y, color=colour, linestyle=dash, label=name, markersize=5,
                         marker="o" if len(x) <= 30 else "")
     if log:
@@ -822,7 +844,7 @@ def roc_curves(scores: Mapping[str, np.ndarray], wrong: np.ndarray) -> Picture:
     scores: {name: [N]}, higher = more likely wrong; wrong: bool [N], of both kinds. The legend tells each area (AUROC).
     """
     figure, axes = _figure(1, 1, 7.2, 4.2)
-    for (name, score), (colour, dash, _) in zip(scores.items(), STYLES):
+    for (name, score), (colour, dash, _) in zip(scores.items(), line_styles([*scores])):
         false, true, _ = roc_curve(wrong, score)
         axes[0, 0].plot(false, true, color=colour, linestyle=dash, label=f"{name}: {roc_auc_score(wrong, score):.3f}")
     axes[0, 0].plot([0, 1], [0, 1], color="#999999", linewidth=1)

@@ -408,7 +408,8 @@ def test_trade_off_goes_from_step_to_step_and_notes_those_of_the_longest_path():
     axes = plots.trade_off({"b": [(2, 2), (2, 3)], "a": [(1, 2), (3, 4)]}, "accuracy", "mean", ["0", "0.5"]).axes[0]
     path, start = axes.lines[2:]
     assert path.get_xydata().tolist() == [[1, 2], [3, 4]] and start.get_xydata().tolist() == [[1, 2]]
-    assert [(note.get_text(), list(note.xy)) for note in axes.texts] == [("0", [1, 2]), ("0.5", [3, 4])]
+    notes = [(note.get_text(), list(note.xy)) for note in axes.texts]  # of a shorter path the last alone
+    assert notes == [("0.5", [2, 3]), ("0", [1, 2]), ("0.5", [3, 4])]
     shown(axes.figure)
 
 
@@ -517,3 +518,21 @@ def test_figures_of_the_rendered_faces(monkeypatch: pytest.MonkeyPatch):
         assert isinstance(plots.FIGURES[name](), Picture)
     rows = plots.pure(faces, 1)
     assert (faces.truth[rows] == 1).all() and (np.diff(faces.votes[rows, 1]) <= 0).all()
+
+
+def test_what_several_pictures_show_looks_alike_in_all_of_them():
+    def colours(*names):
+        styles = plots.line_styles(names)
+        assert len(set(styles)) == len(names)
+        return dict(zip(names, (colour for colour, _, _ in styles)))
+
+    plain, whole = colours("plain", "DR-FER").values()
+    assert colours("ran", "softer two views", "plain two views", "plain") | {"ran": None} == {
+        "ran": None, "softer two views": whole, "plain two views": plain, "plain": plain}
+    parts = colours("own, with MIM", "own, without MIM", "Grad-CAM, with MIM", "Grad-CAM, without MIM")
+    assert [*parts.values()][:2] == [*parts.values()][2:] and parts["own, with MIM"] == whole
+    one, other = colours("symmetric 30%", "annotators 30%"), colours("annotators 30%, CPU", "annotators 30%, H100")
+    assert set(other.values()) == {one["annotators 30%"]} and one["symmetric 30%"] not in (plain, whole)
+    unnamed = colours("a", "b", "c", "plain", "full")
+    assert not {plain, whole} & {unnamed[name] for name in "abc"}
+    assert len(colours(*"abcde")) == len(set(colours(*"abcde").values())) == 5
