@@ -28,8 +28,9 @@ the numbers below are measured by it.
 
 | | |
 |---|---|
-| network | DR-FER, backbone `{backbone}`, {parameters} parameters, {size} x {size} pixels, {megabytes:.1f} MB |
-| training | method `{method}`, {epochs} epochs, seed {seed}, from scratch; the file holds all settings |
+| network | the two branches of DR-FER, backbone `{backbone}`, {parameters} parameters, {size} x {size} pixels, \
+{megabytes:.1f} MB |
+| training | method `{method}`{labels_kept}, {epochs} epochs, seed {seed}, from scratch; the file holds all settings |
 | data | {train:,} training faces of FER2013 with the labels of FER+ (Barsoum et al., ICMI 2016), rule `{rule}`: \
 {labels} |
 | measured on | the {faces:,} faces of FER+'s validation split by the rule `majority`: {majority}; the settings were \
@@ -106,7 +107,8 @@ def main(run: Path, name: str, root: Path, output: Path) -> None:
     config = recogniser.config
     card = CARD.format(
         name=name, backbone=config.backbone, parameters=f"{sum(p.numel() for p in recogniser.network.parameters()):,}",
-        size=config.size, megabytes=path.stat().st_size / 1e6, method=config.method, epochs=config.epochs,
+        size=config.size, megabytes=path.stat().st_size / 1e6, method=config.method,
+        labels_kept="" if config.method == "drfer" else " (nothing was split off or relabelled)", epochs=config.epochs,
         seed=config.seed, train=len(train), rule=rule, labels=RULES[rule], majority=RULES["majority"],
         faces=scores["faces"], sure=percent(probabilities[named].mean()), agreed=percent(votes[named].mean()),
         accuracy=percent(scores["accuracy"]), mean_class=percent(scores["mean_class_accuracy"]),
