@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ferlab.config import NOISE_KINDS, PROFILES, Config, obeyed, profile
-from ferlab.errors import BusyError, FerlabError, OtherRunError
+from ferlab.errors import BusyError, FerlabError, OtherRunError, WriteError
 from ferlab.runs import Run, json_object, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -181,8 +183,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     try:
         trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False,
                                  share_warm_up=True)
-    except (OtherRunError, OSError):  # of no method's making, and to be mended, such as a full disk
-        raise
+    except (OtherRunError, WriteError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # of no method's making, and to be mended, such as a full disk
     except FerlabError as error:
         return result | {"failed": str(error)}
     except Exception as error:
@@ -283,7 +285,8 @@ def _of_former_code(made: list[dict]) -> list[str]:
 
 def _run(cells: list[Cell], results: Path, runs_folder: Path, jobs: int) -> list[str]:
     done: list[str] = []
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool, (
+            _ended_by_interruption(pool)):
         for patient in (False, True):  # first what nobody is at
             left = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
             futures = [pool.submit(run_cell_once, cell, results, runs_folder, patient) for cell in left]
@@ -326,8 +329,21 @@ def _epochs_done(directory: Path) -> int:
         return 0
 
 
+@contextmanager
+def _ended_by_interruption(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """End the pool's workers at Ctrl+C, also where that reached this process alone: else they train to the end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in active_children():
+            worker.terminate()
+        raise
+
+
 def _end_with_parent() -> None:
-    """Let a worker end when the process that started it does, however that ended."""
+    """Let a worker end when the process that started it does, however that ended, and at Ctrl+C as by a kill."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = parent_process()
     assert parent is not None
 
@@ -481,7 +497,7 @@ def _read_all(folder: str | Path, schema: dict = RESULT, pattern: str = "*.json"
     check = Draft202012Validator(schema).validate
     records = []
     for path in sorted(Path(folder).glob(pattern)):
-        if (path.parent / "config.json").exists():  # a run directory
+        if (path.parent / "config.json").exists() or path.name.startswith("."):  # a run directory; not whole yet
             continue
         try:
             record = json_object(path.read_text())

@@ -23,3 +23,7 @@ class BusyError(FerlabError):
 
 class OtherRunError(FerlabError):
     """The run directory holds a run with other settings or on other faces."""
+
+
+class WriteError(FerlabError):
+    """A file could not be written: a full disk, or a folder that is closed to the user."""

@@ -56,7 +56,10 @@ def device() -> torch.device:
 
 def precision(config: Config) -> str:
     """What a training multiplies in: "bfloat16" where the device has it and the settings allow it, or "float32"."""
-    fast = device().type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    if device().type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if fast and config.precision == "auto" else "float32"
 
 

@@ -59,15 +59,15 @@ def class_average_precision(
     counts = torch.bincount(labels, minlength=num_classes)  # [C]
     excluded = None if exclude is None else torch.as_tensor(exclude, device=gallery.device).long()
 
-    workers = min(torch.get_num_threads(), chunk) if gallery.device.type == "cpu" else 1
-    share = chunk // workers
+    on_cpu = gallery.device.type == "cpu"
+    workers = min(torch.get_num_threads(), chunk) if on_cpu else 1
+    if not on_cpu:  # ranking takes some 70 bytes for each similarity
+        chunk = max(1, min(chunk, 20_000_000 // len(gallery)))
 
-    @torch.no_grad()  # holds in one thread only
-    def some(start: int) -> Tensor:
-        similarity = queries[start : start + share] @ gallery.T  # [b, N]
+    def some(start: int, similarity: Tensor) -> Tensor:  # of the queries from ``start`` on, [b, N]
         members = counts.repeat(len(similarity), 1)  # [b, C]
         if excluded is not None:
-            own = excluded[start : start + share]
+            own = excluded[start : start + len(similarity)]
             row = (own >= 0).nonzero().squeeze(1)
             similarity[row, own[row]] = -torch.inf
             members[row, labels[own[row]]] -= 1
@@ -75,20 +75,21 @@ def class_average_precision(
         weight = torch.ones_like(members, dtype=torch.float64)
         if kind == "balanced":
             weight /= members.clamp(min=1)
-        rank = _sum_of_precision_numba if similarity.device.type == "cpu" else _sum_of_precision_torch
+        rank = _sum_of_precision_numba if on_cpu else _sum_of_precision_torch
         best = torch.minimum(members, depth).clamp(min=1)  # relevant items that the ranks can hold
         precision = (rank(similarity, labels, weight, depth) / best).clamp(max=1)
         if kind == "chance":
             precision = _chance_corrected(precision, members, depth, top_k is not None)
         return precision.to(gallery.dtype)
 
-    starts = range(0, len(queries), share)
-    if workers == 1:  # a thread of its own would have to find the GPU anew
-        parts = [some(start) for start in starts]
-    else:
-        with ThreadPoolExecutor(workers) as threads:  # sorting lets go of the interpreter
-            parts = list(threads.map(some, starts))
-    return torch.cat(parts) if parts else gallery.new_zeros(0, num_classes)
+    parts = [gallery.new_zeros(0, num_classes)]
+    with ThreadPoolExecutor(workers) as threads:
+        side_by_side = map if workers == 1 else threads.map  # a thread of its own would have to find the GPU anew
+        for start in range(0, len(queries), chunk):
+            similarity = queries[start : start + chunk] @ gallery.T  # by all threads of PyTorch; then one a block,
+            share = -(-len(similarity) // workers)  # for sorting lets go of the interpreter
+            parts += side_by_side(some, range(start, len(queries), share), similarity.split(share))
+    return torch.cat(parts)
 
 
 def _ranking(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -98,7 +99,8 @@ def _ranking(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if negated.dtype == np.float32:
         return _radix_sort(negated.view(np.int32), labels)
     order = np.argsort(negated, axis=1)
-    place = np.cumsum(np.diff(np.take_along_axis(negated, order, 1), axis=1, prepend=-np.inf) > 0, axis=1)
+    rises = np.diff(np.take_along_axis(negated, order, 1), axis=1, prepend=-np.inf) > 0
+    place = np.cumsum(rises, axis=1, dtype=np.int64)
     return place << 32 | labels[order]
 
 
@@ -207,7 +209,7 @@ def _check(queries: Tensor, gallery: Tensor, labels: Tensor, num_classes: int, t
         raise FerlabError(f"Gallery labels span {int(labels.min())}..{int(labels.max())}: give 0..{num_classes - 1}.")
     if top_k is not None and top_k < 1:
         raise FerlabError(f"top_k is {top_k}: give at least 1, or None for the whole ranking.")
-    if not (bool(torch.isfinite(queries).all()) and bool(torch.isfinite(gallery).all())):
+    if not all(torch.isfinite(torch.stack(x.aminmax())).all() for x in (queries, gallery) if x.numel()):
         raise FerlabError("An embedding is not finite: the training has diverged; lower the learning rate.")
 
 

@@ -27,7 +27,7 @@ import torch
 
 from ferlab import parallel
 from ferlab.config import Config
-from ferlab.errors import BusyError, FerlabError
+from ferlab.errors import BusyError, FerlabError, WriteError
 
 TEMPORARY = ".*.[0-9]*.unfinished*"  # names that write_whole gives to files that are not yet whole
 
@@ -35,7 +35,7 @@ TEMPORARY = ".*.[0-9]*.unfinished*"  # names that write_whole gives to files tha
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place, so that it is whole or not there.
 
-    Raises FerlabError if the disk is full or the folder is not writable; the former file then stays as it was.
+    Raises WriteError if the disk is full or the folder is not writable; the former file then stays as it was.
     """
     if not path.name:
         raise FerlabError("A file to write has no name: give the path of a file.")
@@ -53,7 +53,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if not isinstance(error, OSError | RuntimeError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise FerlabError(
+        raise WriteError(
             f"{path} could not be written ({reason}): free some space or choose a folder that you may write to; "
             "what was there before is kept."
         ) from error

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ferlab import benchmarks, training
 from ferlab.bench import (
@@ -37,7 +38,7 @@ from ferlab.bench import (
     update_readme,
 )
 from ferlab.config import profile
-from ferlab.errors import BusyError, FerlabError
+from ferlab.errors import BusyError, FerlabError, WriteError
 from ferlab.explorer import judged_faces
 from ferlab.runs import Run
 from ferlab.training import method_source
@@ -365,6 +366,23 @@ def test_what_is_no_result_is_told_with_its_file(tmp_path, text):
     for reader in (read_results, read_failures, read_audits):
         with pytest.raises(FerlabError, match="strange.json is no result of ferlab"):
             reader(tmp_path)
+
+
+def test_a_result_that_is_being_written_is_passed_over(tmp_path):
+    (tmp_path / "one.json").write_text(json.dumps(measured()))
+    (tmp_path / ".two.4711.unfinished.json").write_text("{")
+    assert len(read_results(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("error", [WriteError("x could not be written"), MemoryError(), torch.OutOfMemoryError()])
+def test_what_is_not_the_methods_fault_is_not_recorded_as_its_failure(tmp_path, monkeypatch, error):
+    def train(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ferlab.training.train", train)
+    (cell,) = read_grid(grid_file(tmp_path, seeds=[0], schedules={"one": {"epochs": 1}}))
+    with pytest.raises(type(error)):
+        run_cell(cell, tmp_path / "runs")
 
 
 def test_run_directories_among_results_are_passed_over(tmp_path):

@@ -311,6 +311,29 @@ def test_an_interrupted_training_says_that_it_goes_on(toy_faces: Path, tmp_path:
     assert not [path for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
+def test_an_interrupted_grid_ends_all_its_trainings(tmp_path: Path):
+    grid = {"name": "long", "data": "rendered", "options": {"size": 32, "train": 64, "valid": 16, "test": 16},
+            "profile": "smoke", "seeds": [0, 1, 2], "noise": [["symmetric", 0.3]],
+            "methods": {"plain": {"method": "plain"}}, "schedules": {"long": {"epochs": 5000, "warm_up": 1}}}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    for alone in (False, True):  # as Ctrl+C does, and to the first process alone
+        runs = tmp_path / f"runs{alone}"
+        options = "--results", tmp_path / "results", "--runs", runs
+        command = [*FERLAB, "bench", *map(str, (tmp_path / "grid.json", *options))]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        ended = time.monotonic() + 240
+        while not list(runs.glob("*/metrics.jsonl")):
+            assert time.monotonic() < ended and process.poll() is None
+            time.sleep(0.1)
+        (os.kill if alone else os.killpg)(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)  # a worker that went on would hold the pipes
+        assert process.returncode == 130 and "ferlab: stopped" in err and "Traceback" not in err, err
+        assert [run.name for run in runs.iterdir()] == ["long-plain-long-symmetric30-0"]
+        assert not list(tmp_path.glob("results/*.json"))
+
+
 def test_a_command_as_a_user_types_it(toy_faces: Path, tmp_path: Path):
     environment = os.environ | {"FERLAB_PROFILE": "smoke"}
     arguments = ["train", "--data", "folder", "--root", str(toy_faces), "--method", "plain", "--set", "epochs=1"]

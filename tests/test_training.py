@@ -298,3 +298,10 @@ def test_few_faces_are_learned_from_in_more_than_one_step(count, steps):
 def test_unknown_methods_are_refused():
     with pytest.raises(FerlabError, match="no method"):
         Trainer(settings(method="magic"), Splits(bars(12), None, None))
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_gpu_without_bfloat16_multiplies_in_single_precision(monkeypatch, has_it):
+    monkeypatch.setattr(parallel, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_it)
+    assert parallel.precision(settings()) == ("bfloat16" if has_it else "float32")
