@@ -264,7 +264,7 @@ def read_seeds(folder: str | Path, profile: str) -> dict[str, list[dict]]:
     found: dict[str, dict[int, dict]] = {variant: {} for variant in VARIANTS}
     for path in sorted(Path(folder).glob(f"{profile}-*.json")):
         try:
-            result = json_object(path.read_text())
+            result = json_object(path.read_text(encoding="utf-8"))
             found[result["variant"]][result["seed"]] = result
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FerlabError(f"{path} is no result of ferlab.attention: delete it and measure again.") from error

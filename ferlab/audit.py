@@ -259,7 +259,7 @@ def _check_same(directory: Path, about: dict) -> None:
     record = directory / "audit.json"
     if record.is_file():
         try:
-            former = json_object(record.read_text())
+            former = json_object(record.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise FerlabError(f"{record} is damaged: choose another directory or delete it.") from error
         changed = [key for key, value in about.items() if former.get(key) != json.loads(json.dumps(value))]

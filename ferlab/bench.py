@@ -83,7 +83,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     from ferlab.training import own_settings
 
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         grid = json.loads(text)
         cells = [
             Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
@@ -324,7 +324,7 @@ def _as_completed(futures: list[Future], cells: list[Cell], runs_folder: Path) -
 def _epochs_done(directory: Path) -> int:
     """Epochs of a run so far."""
     try:
-        return (directory / "metrics.jsonl").read_text().count("\n")
+        return (directory / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
     except OSError:
         return 0
 
@@ -500,7 +500,7 @@ def _read_all(folder: str | Path, schema: dict = RESULT, pattern: str = "*.json"
         if (path.parent / "config.json").exists() or path.name.startswith("."):  # a run directory; not whole yet
             continue
         try:
-            record = json_object(path.read_text())
+            record = json_object(path.read_text(encoding="utf-8"))
             check(record)
             records.append(record)
         except (OSError, ValueError, ValidationError) as error:
@@ -565,7 +565,7 @@ def quoted(path: str | Path) -> pandas.DataFrame:
     import pandas
 
     try:
-        rows = json.loads(Path(path).read_text())
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
         for row in rows:
             if {key: type(value) for key, value in row.items()} != QUOTED or not 0 < row["accuracy"] < 100:
                 raise ValueError(f"row {row}")
@@ -824,14 +824,14 @@ def audit_table(audits: list[dict]) -> str:
 def update_readme(readme: str | Path, parts: dict[str, str]) -> None:
     """Put each text between its markers <!-- NAME --> and <!-- /NAME -->. Raises FerlabError without the markers."""
     path = Path(readme)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for name, part in parts.items():
         before, opening, rest = text.partition(f"<!-- {name} -->\n")
         _, closing, after = rest.partition(f"<!-- /{name} -->")
         if not (opening and closing):
             raise FerlabError(f"{path} lacks the lines <!-- {name} --> and <!-- /{name} -->: add them.")
         text = before + opening + part + "\n" + closing + after
-    write_whole(path, lambda temporary: temporary.write_text(text))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _percent(values: list[float | None]) -> str:

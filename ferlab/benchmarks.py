@@ -306,7 +306,7 @@ class _Folder:
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         """Size and time of a file; None where there is none, or where the path leads out of the data set."""
-        if path.startswith("/") or ".." in path.split("/"):
+        if os.path.isabs(path) or os.path.splitdrive(path)[0] or ".." in re.split(r"[/\\]", path):
             return None
         try:
             status = os.stat(os.path.join(self.base, path))
@@ -860,7 +860,8 @@ def _packed(rows: _Rows, size: int, mode: str, ask: _Ask) -> tuple[np.ndarray, d
                 _fill(path, shape, decode, f"{ask.name} {rows.split}", ask.progress)
             try:
                 images = np.load(path, mmap_mode="r")
-                bad = {int(i): reason for i, reason in json.loads(path.with_suffix(".json").read_text())["bad"].items()}
+                state = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+                bad = {int(i): reason for i, reason in state["bad"].items()}
                 if images.shape == shape and images.dtype == np.uint8 and not any(mended(i) for i in bad):
                     break
             except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
@@ -888,7 +889,7 @@ def _fill(path: Path, shape: tuple[int, ...], decode: Callable[[int], np.ndarray
     item = int(np.prod(shape[1:]))
     done, bad = 0, {}
     try:
-        saved = json.loads(state.read_text())
+        saved = json.loads(state.read_text(encoding="utf-8"))
         if part.stat().st_size >= header.tell() + saved["done"] * item:
             done, bad = saved["done"], saved["bad"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import sys
 import typing
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,9 @@ SMOKE_FACES = {"train": 320, "valid": 80, "test": 80}  # what the smoke profile 
 
 def main() -> None:
     """Run the command line; a FerlabError is one sentence on stderr and exit code 2, an interruption exit code 130."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows another in its place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, *_, **__: f"ferlab: {message}\n"
     try:
         sys.exit(cli.main(prog_name="ferlab", standalone_mode=False) or 0)
@@ -655,8 +660,9 @@ def crop(folder: Path, out: Path, size: int, progress: bool | None) -> None:
         raise FerlabError(f"{out} lies in {folder}, so that faces would be taken for photos: give another --out.")
     found = photos.photos_in(folder, within=True)
     places = {path: out / path.relative_to(folder).with_suffix(".png") for path in found}
-    if len(set(places.values())) < len(places):
-        twice = next(path for path in found if list(places.values()).count(places[path]) > 1)
+    often = Counter(places.values())
+    if len(often) < len(places):
+        twice = next(path for path in found if often[places[path]] > 1)
         raise FerlabError(f"{twice} and another photo there have the same name but for its ending, so that one face "
                           "would overwrite the other: rename one.")
     left_out = []
@@ -869,7 +875,7 @@ def _read_json(path: Path, then: str = "delete the run and train again") -> dict
     from ferlab.runs import json_object
 
     try:
-        return json_object(path.read_text())
+        return json_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FerlabError(f"{path} cannot be read ({type(error).__name__}): {then}.") from error
 

@@ -15,7 +15,7 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -160,7 +160,8 @@ def _locked(file: Any):
     except ImportError:  # Windows has no flock; rows of one write stay whole there as well
         yield
         return
-    fcntl.flock(file, fcntl.LOCK_EX)  # ends when the file is closed
+    with suppress(OSError):  # some network disks have no locks; rows of one write mostly stay whole there, too
+        fcntl.flock(file, fcntl.LOCK_EX)  # ends when the file is closed
     yield
 
 

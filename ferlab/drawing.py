@@ -12,9 +12,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-compiled = njit(cache=True, nogil=True)                  # threads draw side by side
+from ferlab.compiled import compiled
 
 SKIN, EYE_LEFT, EYE_RIGHT, TEETH_UPPER, TEETH_LOWER, TONGUE, LASH = range(7)            # materials
 EYE_X, EYE_Y, EYE_Z, EYE_RADIUS = 0.3078, 7.284, 1.2455, 0.1466                        # left eye of the head at rest

@@ -199,7 +199,7 @@ def judged_faces(directory: str | Path, name: str | None = None, root: str | Pat
     directory = Path(directory)
     seed = None if _is_audit(directory) else Run.open(directory).config.seed
     try:
-        record = json_object((directory / "data.json").read_text())
+        record = json_object((directory / "data.json").read_text(encoding="utf-8"))
         if not tells_data(record):
             raise ValueError("root, options or holdout")
     except FileNotFoundError:
@@ -631,7 +631,7 @@ function render({ model, el }) {
   const press = (event) => {
     const panel = el.closest(".ferlab-explorer");
     if (!panel || !panel.isConnected) return;
-    const alone = event.target === document.body && !document.querySelector(".jp-NotebookPanel");
+    const alone = model.get("alone") && event.target === document.body;
     if (!(panel.contains(event.target) || alone) || event.ctrlKey || event.metaKey || event.altKey) return;
     const field = event.target.matches("input, textarea, select, [contenteditable=true], [role=slider], .noUi-handle");
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
@@ -686,6 +686,7 @@ class Gallery(anywidget.AnyWidget):
     """A page of thumbnails to click on, which also hears the keys of the whole explorer.
 
     sheet: the page as one PNG; tiles: of each thumbnail its row, caption, name, and whether it is decided; chosen: row.
+    alone: whether the browser's page holds nothing else, so that all keys are meant for it.
     Sends {"row": r} for a click and {"key": k, "row": the chosen one, "columns": as the browser shows them} for a key.
     """
 
@@ -695,18 +696,22 @@ class Gallery(anywidget.AnyWidget):
     chosen = traitlets.Int(-1).tag(sync=True)
     columns = traitlets.Int(COLUMNS).tag(sync=True)
     side = traitlets.Int(SIDE).tag(sync=True)
+    alone = traitlets.Bool(False).tag(sync=True)
 
 
 class Explorer(widgets.VBox):
-    """The widget: a thin shell around a ``View``. Its controls are attributes, so that a program can move them, too."""
+    """The widget: a thin shell around a ``View``. Its controls are attributes, so that a program can move them, too.
 
-    def __init__(self, view: View):
+    alone: whether it has its browser page to itself.
+    """
+
+    def __init__(self, view: View, alone: bool = False):
         self.view = view
         faces = view.suspects.faces
         classes = [(name, c) for c, name in enumerate(faces.classes)]
         self._quiet = False
         self.summary, self.message, self.heading = (widgets.HTML() for _ in range(3))
-        self.gallery, self.picture = Gallery(), widgets.Image(format="png")
+        self.gallery, self.picture = Gallery(alone=alone), widgets.Image(format="png")
         self.picture.layout = widgets.Layout(width="100%", max_width="860px")
 
         # filter
@@ -983,7 +988,7 @@ def serve(directory: str | Path, name: str | None = None, root: str | Path | Non
     arguments = [str(Path(directory).resolve()), name, None if root is None else str(Path(root).resolve())]
     source = (f"from ferlab import explorer\n"
               f"suspects = explorer.open_run({arguments[0]!r}, name={arguments[1]!r}, root={arguments[2]!r})\n"
-              f"explorer.Explorer(explorer.View(suspects, {str(log.path)!r}))")
+              f"explorer.Explorer(explorer.View(suspects, {str(log.path)!r}), alone=True)")
     token = secrets.token_urlsafe(24)
 
     class Page(Voila):

@@ -30,10 +30,12 @@ FRAME = 1.07  # side of a face's box over that of the detector's, which was 0.93
 
 
 def photos_in(folder: str | Path, within: bool = False) -> list[Path]:
-    """The photos in a folder, by name, and ``within`` also those in its folders. Raises FerlabError if there are none.
+    """The photos in a folder, by name, and ``within`` also those in its folders; hidden files are not seen.
+
+    Raises FerlabError if there are none.
     """
     paths = (path for path in Path(folder).rglob("*") if not path.is_dir()) if within else Path(folder).iterdir()
-    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_ENDINGS)
+    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
     if not found:
         raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
     return found
@@ -126,4 +128,8 @@ def _detector(name: str) -> Any:
     import cv2
     import cv2.data
 
-    return cv2.CascadeClassifier(f"{cv2.data.haarcascades}haarcascade_frontalface_{name}.xml")
+    text = Path(cv2.data.haarcascades, f"haarcascade_frontalface_{name}.xml").read_text(encoding="utf-8")
+    storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)  # on Windows OpenCV itself opens
+    cascade = cv2.CascadeClassifier()                                                 # no path beyond ASCII
+    cascade.read(storage.getFirstTopLevelNode())
+    return cascade

@@ -154,6 +154,6 @@ def load_pretrained(name: str | Path) -> Recogniser:
 def _json(path: Path) -> dict[str, Any]:
     """A small record beside a run; {} where it is missing or damaged, for nothing depends on it."""
     try:
-        return json_object(path.read_text())
+        return json_object(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

@@ -10,11 +10,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import get_args
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from ferlab.compiled import compiled
 from ferlab.config import KindOfAP
 from ferlab.errors import FerlabError
 
@@ -104,7 +104,7 @@ def _ranking(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return place << 32 | labels[order]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _radix_sort(bits, labels):  # pragma: no cover (compiled)
     """``_ranking`` of the bits of float32 [b, N], by 11, 11 and 10 bits from the lowest: faster than comparing."""
     rows, items = bits.shape
@@ -133,7 +133,7 @@ def _radix_sort(bits, labels):  # pragma: no cover (compiled)
     return ranking
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _sum_of_precision(ranking, weight, depth, total):  # pragma: no cover (compiled)
     """Adds to total [Q, C] the precision at each relevant item of ``ranking`` [Q, N], rank by rank."""
     hits = np.zeros(total.shape[1])

@@ -75,7 +75,7 @@ def tells_data(record: dict[str, Any]) -> bool:
 
 def write_json(path: Path, value) -> None:
     """``value`` as JSON in ``path``, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
 
 
 class Run:
@@ -125,24 +125,25 @@ class Run:
     @property
     def config(self) -> Config:
         """The settings it was made with."""
-        return self._read("config.json", lambda path: Config.from_json(path.read_text()))
+        return self._read("config.json", lambda path: Config.from_json(path.read_text(encoding="utf-8")))
 
     @property
     def environment(self) -> dict:
         """Versions, commit, device, data set, label rule, noise and classes."""
-        return self._read("environment.json", lambda path: json_object(path.read_text()))
+        return self._read("environment.json", lambda path: json_object(path.read_text(encoding="utf-8")))
 
     @property
     def metrics(self) -> list[dict]:
         """One record an epoch."""
         if not (self.directory / "metrics.jsonl").exists():
             return []
-        return self._read("metrics.jsonl", lambda path: [json_object(line) for line in path.read_text().splitlines()])
+        return self._read("metrics.jsonl", lambda path: [
+            json_object(line) for line in path.read_text(encoding="utf-8").splitlines()])
 
     def write_metrics(self, records: list[dict]) -> None:
         """All records so far, whole."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        write_whole(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text))
+        write_whole(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def state(self, split: str = "train") -> dict[str, np.ndarray]:
         """What is known of every face of a split; see ``training.Method.states``."""

@@ -155,7 +155,9 @@ class Trainer:
         progress = progress if self.leads else False
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
         torch.manual_seed(config.seed)
-        self.method = method_class(config.method)(config, self.train).to(self.device)
+        goes_on = run is not None and run.has_checkpoint  # which holds all weights: their first file may be gone
+        self.method = method_class(config.method)(config.replace(weights=None) if goes_on else config, self.train)
+        self.method.to(self.device)
         network = self.method.build_network()
         if not hasattr(network, "size"):
             raise FerlabError(f"The network of {config.method} does not tell how large its images are to be: give it "

@@ -54,17 +54,23 @@ def execute(path: Path, profile: str) -> tuple[NotebookNode, str]:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", record_timing=False,
-                            coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=ERROR"],
+                            coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
                             resources={"metadata": {"path": str(path.parent)}})
     trouble = ""
     try:
         client.execute(env=os.environ | {"FERLAB_PROFILE": profile})
-    except CellExecutionError as error:
-        trouble = str(error)
-    except CellTimeoutError:
-        trouble = f"A cell took more than {CELL_SECONDS // 3600} hours. Choose a smaller profile."
-    except DeadKernelError:
-        trouble = "The kernel died; it may have run out of memory. Close other programs or choose a smaller profile."
+    except Exception as error:
+        if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient takes Ctrl+C for itself, and ends the kernel
+            raise KeyboardInterrupt from error
+        if isinstance(error, CellExecutionError):
+            trouble = str(error)
+        elif isinstance(error, CellTimeoutError):
+            trouble = f"A cell took more than {CELL_SECONDS // 3600} hours. Choose a smaller profile."
+        elif isinstance(error, DeadKernelError):
+            trouble = ("The kernel died; it may have run out of memory. Close other programs or choose a smaller "
+                       "profile.")
+        else:
+            raise
     return notebook, trouble
 
 

@@ -187,3 +187,10 @@ def test_a_long_photo_that_was_turned_is_not_taken_for_a_smaller_one(tmp_path):
     Image.new("RGB", (100, 400)).save(tmp_path / "turned.jpg", exif=exif)
     photo = photos.read_photo(tmp_path / "turned.jpg")
     assert photo.shape == (100, 400, 3) and photos.shrunk(tmp_path / "turned.jpg", photo) == 1
+
+
+def test_hidden_files_are_no_photos(tmp_path):  # such as those that macOS leaves beside each file on a stick
+    for name in ("a.jpg", "._a.jpg", "in/._b.jpg", "in/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in photos.photos_in(tmp_path, within=True)] == ["a.jpg", "b.jpg"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from ferlab import retrieval
+from ferlab.compiled import compiled
 from ferlab.errors import FerlabError
 from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
 
@@ -220,3 +221,20 @@ def test_arrays_are_taken_as_tensors_are():
                        retrieval_margin(torch.from_numpy(precision), torch.from_numpy(labels)))
     assert torch.equal(nearest_neighbours(points, points, 2),
                        nearest_neighbours(torch.from_numpy(points), torch.from_numpy(points), 2))
+
+
+def test_where_nothing_compiled_can_be_kept_it_is_compiled_anew(monkeypatch):
+    from numba import njit
+
+    def nowhere(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr("ferlab.compiled.njit", nowhere)
+
+    @compiled
+    def twice(x):
+        return 2 * x
+
+    assert twice(3) == 6 and twice.nopython_signatures

@@ -305,3 +305,16 @@ def test_a_gpu_without_bfloat16_multiplies_in_single_precision(monkeypatch, has_
     monkeypatch.setattr(parallel, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_it)
     assert parallel.precision(settings()) == ("bfloat16" if has_it else "float32")
+
+
+def test_a_run_goes_on_without_the_weights_file_that_it_began_from(tmp_path):
+    import torchvision
+
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "face.pth")
+    config = settings(epochs=2, backbone="resnet18", size=32, weights=str(tmp_path / "face.pth"))
+    splits = Splits(bars(24), bars(12, seed=1), None)
+    train(config, splits, tmp_path / "run", until=1)
+    (tmp_path / "face.pth").unlink()
+    assert train(config, splits, tmp_path / "run").epoch == 2
+    with pytest.raises(FerlabError, match="no weights file"):
+        train(config, splits, tmp_path / "another")
