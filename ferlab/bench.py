@@ -385,6 +385,7 @@ class Place(NamedTuple):
 
 
 def where(result: dict) -> Place:
+    """The place of a result; settings that are younger than it had their defaults."""
     settings = vars(Config()) | result["settings"]
     return Place(result["data"], result["rule"], result["faces"]["train"], result["profile"], settings["backbone"],
                  settings["size"], result["environment"]["device"].split(",")[0])
@@ -619,8 +620,8 @@ def table(results: list[dict], split: str) -> str:
 
 
 def tables(results: list[dict]) -> str:
-    """A table for each ``Place``: of the test split, or of valid where that is held back; and the
-    command that makes a row of it again."""
+    """A table for each ``Place``, of the test split, or of valid where that is held back; and the command that makes a
+    row of it again."""
     parts = []
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]

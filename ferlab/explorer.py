@@ -517,7 +517,8 @@ class View:
         if any("\n" in text for text in captions):
             captions = [text if "\n" in text else text + "\n " for text in captions]
         chosen = [row == self.row for row in rows.tolist()]
-        return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS, title=self.summary)
+        return plots.face_grid(self.suspects.faces.images[rows], captions, chosen, COLUMNS,
+                               title=self.summary.replace("; ", ";\n"))
 
     def card(self) -> plots.Picture | None:
         """All that is known of the chosen face as a picture; None if there is no face."""
