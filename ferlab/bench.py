@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 BALANCES = 0.25, 0.5, 0.75, 1.0  # of the classes, that results are also scored with (``metrics.balanced``)
 
 # What a row of measured numbers says of how they were measured.
-SETTING = ["data", "rule", "split", "training_faces", "noise", "rate", "method", "schedule", "profile", "hardware"]
+SETTING = ["data", "rule", "split", "training_faces", "pixels", "noise", "rate", "method", "schedule", "profile",
+           "backbone", "hardware"]
 SAME_FACES = ("options", "noise", "rate", "seed")  # results alike in these, and where measured, share training faces
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
@@ -540,7 +541,9 @@ def frame(results: list[dict]) -> pandas.DataFrame:
         settings = obeyed(result["settings"])
         for split, score in result["scores"].items():
             about = {key: result[key] for key in SETTING if key in result}
-            about |= {"split": split, "training_faces": result["faces"]["train"], "hardware": where(result).device,
+            place = where(result)
+            about |= {"split": split, "training_faces": place.faces, "pixels": place.size,
+                      "backbone": place.backbone, "hardware": place.device,
                       "same": json.dumps([settings, result["faces"]], sort_keys=True)}
             values = {key: score[key] for key in ("accuracy", "mean_class_accuracy")}
             values |= {key: last.get(key) for key in ("auroc", "right_if_wrong", "right_after")}
