@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from ferlab.config import NOISE_KINDS, PROFILES, Config, obeyed, profile
 from ferlab.errors import BusyError, FerlabError, OtherRunError, WriteError
-from ferlab.runs import Run, json_object, write_json, write_whole
+from ferlab.runs import Run, json_object, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -669,7 +669,7 @@ class Gap(NamedTuple):
 def gap_closed(results: list[dict], split: str) -> dict[tuple[str, str, float], Gap]:
     """{(method, noise, rate): (method - plain) / (plain on noise "none" - plain)} of one place's accuracies.
 
-    Over the seeds that all three have in common; nothing where true labels are no better.
+    Over the seeds that all three have in common; nothing where true labels are no better with one of them.
     """
     found: dict[tuple[str, str, float], dict[int, float]] = {}
     for r in best_schedules(results):
@@ -835,7 +835,7 @@ def update_readme(readme: str | Path, parts: dict[str, str]) -> None:
         if not (opening and closing):
             raise FerlabError(f"{path} lacks the lines <!-- {name} --> and <!-- /{name} -->: add them.")
         text = before + opening + part + "\n" + closing + after
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_text(path, text)
 
 
 def _percent(values: list[float | None]) -> str:

@@ -116,8 +116,8 @@ def line_styles(names: Sequence[str]) -> list[tuple]:
     taken: set[int] = set()
     styles = []
     for name in names:
-        place = next(i for i in range(fixed[name], len(STYLES), len(LINES)) if i not in taken) if name in fixed else (
-            next(free))
+        alike = range(fixed[name], len(STYLES), len(LINES)) if name in fixed else free
+        place = next(i for i in alike if i not in taken)
         taken.add(place)
         styles.append(YARDSTICK if name in ("grey", "spread evenly") else STYLES[place])
     return styles

@@ -59,6 +59,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """``text`` in ``path``, whole or not at all; in UTF-8 with the line ends of Unix everywhere."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
 def json_object(text: str) -> dict[str, Any]:
     """The object that a JSON text holds. Raises ValueError for any other value, and for what is no JSON."""
     value = json.loads(text)
@@ -75,7 +80,7 @@ def tells_data(record: dict[str, Any]) -> bool:
 
 def write_json(path: Path, value) -> None:
     """``value`` as JSON in ``path``, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 class Run:
@@ -143,7 +148,7 @@ class Run:
     def write_metrics(self, records: list[dict]) -> None:
         """All records so far, whole."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        write_whole(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.directory / "metrics.jsonl", text)
 
     def state(self, split: str = "train") -> dict[str, np.ndarray]:
         """What is known of every face of a split; see ``training.Method.states``."""

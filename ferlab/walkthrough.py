@@ -17,7 +17,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 from ferlab.errors import FerlabError
-from ferlab.runs import write_whole
+from ferlab.runs import write_text, write_whole
 
 CELL_SECONDS = 4 * 3600  # a training of the full profile fits; what hangs ends some day
 
@@ -137,15 +137,6 @@ def pictures(notebook: NotebookNode, name: str) -> dict[str, bytes]:
 def write_notebook(notebook: NotebookNode, path: Path) -> None:
     """The notebook as .ipynb."""
     write_text(path, nbformat.writes(notebook) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """``text`` in ``path``, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
 
 
 def execute_all(profile: str, only: Sequence[str] = (), output: Path | None = None, in_place: bool = False,

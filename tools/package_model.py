@@ -19,7 +19,7 @@ from ferlab.cli import percent
 from ferlab.errors import FerlabError
 from ferlab.evaluation import evaluate, most_taken_for
 from ferlab.recogniser import ASSETS
-from ferlab.walkthrough import write_text
+from ferlab.runs import write_text
 
 CARD = """# {name}: a recogniser of facial expressions
 
