@@ -152,7 +152,8 @@ def audit(
     """Judge every face by cross-validation; ``directory`` keeps each fold's training and outcome.
 
     An interrupted audit goes on where it stopped. ``tell`` hears of each fold. The truth and the votes are not used.
-    Raises FerlabError for fewer than two folds or fewer faces than folds, or if the directory is of another audit.
+    Raises FerlabError for fewer than two folds or fewer faces than folds, or if the directory is of a training or of
+    another audit.
     """
     if not 2 <= folds <= len(faces):
         raise FerlabError(f"{folds} folds of {len(faces)} faces: give at least 2 folds, and no more than faces.")
@@ -255,7 +256,10 @@ def read(directory: str | Path) -> tuple[Audit, np.ndarray | None]:
 
 
 def _check_same(directory: Path, about: dict) -> None:
-    """FerlabError if the directory holds an audit of other faces, labels or settings; else note what this one is of."""
+    """FerlabError if the directory holds a training, or an audit of other faces, labels or settings; else note what
+    this one is of."""
+    if (directory / "config.json").is_file():
+        raise FerlabError(f"{directory} holds a training: choose another directory for the audit.")
     record = directory / "audit.json"
     if record.is_file():
         try:

@@ -14,7 +14,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ferlab.config import NOISE_KINDS, PROFILES, Config, obeyed, profile
-from ferlab.errors import BusyError, FerlabError, OtherRunError, WriteError
+from ferlab.errors import BusyError, FerlabError, OtherRunError, WriteError, in_one_line
 from ferlab.runs import Run, json_object, write_json, write_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,26 @@ SETTING = ["data", "rule", "split", "training_faces", "pixels", "noise", "rate",
 SAME_FACES = ("options", "noise", "rate", "seed")  # results alike in these, and where measured, share training faces
 HOW_READ = ("rule", "skip_bad", "holdout")  # options of a grid that are no numbers of faces
 QUOTED = {"system": str, "data": str, "accuracy": float, "noise": str, "rate": float, "start": str, "source": str}
+
+
+def _named_settings(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value)
+
+
+PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {  # of a grid file: whether a value is of its kind, in words
+    "name": (lambda value: isinstance(value, str), "a text"),
+    "data": (lambda value: isinstance(value, str), 'a data set, such as "rendered"'),
+    "options": (lambda value: isinstance(value, dict), 'options by name, such as {"size": 48}'),
+    "profile": (lambda value: isinstance(value, str), 'a profile, such as "quick"'),
+    "seeds": (lambda value: isinstance(value, list), "a list of whole numbers, such as [0, 1, 2]"),
+    "noise": (_pairs, 'a list of kinds and rates, such as [["none", 0.0], ["symmetric", 0.3]]'),
+    "methods": (_named_settings, 'settings by name, such as {"full": {"method": "drfer"}}'),
+    "schedules": (_named_settings, 'settings by name, such as {"long": {"epochs": 74}}'),
+}
 
 
 @dataclass(frozen=True)
@@ -86,19 +107,12 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     try:
         text = path.read_text(encoding="utf-8")
         grid = json.loads(text)
-        cells = [
-            Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
-                 schedule, settings | times, seed)
-            for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
-            for schedule, times in grid["schedules"].items()
-        ]
-    except KeyError as error:
-        raise FerlabError(f"{path} is no grid file: it lacks {error}; see those in benchmarks/.") from error
-    except (OSError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}); see those in benchmarks/."
                           ) from error
-    if not cells:
-        raise FerlabError(f"{path} asks for no training: give it seeds, noise, methods and schedules.")
+    lacking = PARTS.keys() - {"options"} - grid.keys() if isinstance(grid, dict) else PARTS
+    if lacking:
+        raise FerlabError(f"{path} is no grid file: it lacks {', '.join(sorted(lacking))}; see those in benchmarks/.")
 
     def line(name: object, part: str = "") -> str:
         """Where it stands, in or after a part of the file."""
@@ -107,13 +121,24 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         found = (i for i, row in enumerate(rows) if i >= first and json.dumps(name) in row)
         return f"{path}, line {next(found, first) + 1}"
 
+    for part, (fits, words) in PARTS.items():
+        if part in grid and not fits(grid[part]):
+            raise FerlabError(f"{line(part)}: {part} is {repr(grid[part])[:60]}: give {words}.")
+    cells = [
+        Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
+             schedule, settings | times, seed)
+        for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
+        for schedule, times in grid["schedules"].items()
+    ]
+    if not cells:
+        raise FerlabError(f"{path} asks for no training: give it seeds, noise, methods and schedules.")
+
     for name in (grid["name"], *grid["methods"], *grid["schedules"]):
         if not isinstance(name, str) or not name or set(name) & set("/\\") or name.startswith("."):
             raise FerlabError(f"{line(name)}: {name!r} becomes a part of file names: give a text without / and \\.")
     settings = sorted(vars(Config()).keys() - {"seed"})
-    keys = ("name", "data", "options", "profile", "seeds", "noise", "methods", "schedules")
     for what, part, found, known in (
-        ("key", "", grid, keys), ("data set", "data", [grid["data"]], benchmarks.NAMES),
+        ("key", "", grid, PARTS), ("data set", "data", [grid["data"]], benchmarks.NAMES),
         ("profile", "profile", [grid["profile"]], PROFILES),
         ("option", "options", grid.get("options", {}), (*HOW_READ, "size", *benchmarks.OPTIONS)),
         ("noise", "noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
@@ -125,10 +150,20 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
             if name not in known:
                 raise FerlabError(f'{line(name, part)}: there is no {what} "{name}"; the known ones are '
                                   f"{', '.join(known)}.")
+    options = dict(grid.get("options", {}))
+    rule, size, holdout = options.pop("rule", "majority"), options.pop("size", None), options.pop("holdout", 0.0)
+    options.pop("skip_bad", None)
+    try:
+        benchmarks.check(grid["data"], rule, size, benchmarks.SPLITS, holdout, options)
+    except (FerlabError, TypeError) as error:
+        raise FerlabError(f"{line('options')}: an option has a value that does not fit: {error}") from error
     for cell in cells:
         if type(cell.rate) not in (int, float) or not 0 <= cell.rate <= 1:
             raise FerlabError(f'{line(cell.noise, "noise")}: the rate of {cell.noise} is {cell.rate!r}: give a number '
                               "between 0 and 1.")
+        if cell.rate and cell.noise in ("none", "given"):
+            raise FerlabError(f'{line(cell.noise, "noise")}: {cell.noise} adds no wrong labels, but its rate is '
+                              f"{cell.rate}: give 0.0.")
         if type(cell.seed) is not int:
             raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
         try:
@@ -353,6 +388,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    warnings.formatwarning = in_one_line
 
 
 def best_schedules(results: list[dict]) -> list[dict]:

@@ -82,7 +82,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     Raises FerlabError, in one sentence, for a wrong argument or for files that are not as they should be; warns about a
     class without faces, and about a holdout that is not needed.
     """
-    benchmark = _check(name, rule, size, splits, holdout, options)
+    benchmark = check(name, rule, size, splits, holdout, options)
     if noise is None and noise_rate:
         raise FerlabError(f"noise_rate {noise_rate} needs a kind of noise; choose one of {', '.join(NOISE_KINDS)}.")
     if noise is not None:
@@ -120,7 +120,7 @@ def pack(name: str, root: str | Path | None = None, *, size: int | None = None, 
     Returns the file of each split that is on disk (for ``rendered``, which keeps its own cache, nothing). Raises
     FerlabError as ``load`` does, and goes on where it was interrupted.
     """
-    benchmark = _check(name, "majority", size, splits, 0.0, options)
+    benchmark = check(name, "majority", size, splits, 0.0, options)
     if benchmark is None:
         load(name, root, size=size, splits=splits, cache=cache, progress=progress, **options)
         return {}
@@ -190,8 +190,8 @@ class _Benchmark:
     read: Callable[[Any, Sequence[str], _Ask], list[_Rows]]
 
 
-def _check(name: str, rule: str, size: int | None, splits: Sequence[str], holdout: float,
-           options: dict[str, Any]) -> _Benchmark | None:
+def check(name: str, rule: str, size: int | None, splits: Sequence[str], holdout: float,
+          options: dict[str, Any]) -> _Benchmark | None:
     """The benchmark called ``name``, None for rendered; FerlabError for an argument that does not fit."""
     if name not in NAMES:
         raise FerlabError(f"There is no benchmark {name!r}; choose one of {', '.join(NAMES)}.")
@@ -496,6 +496,9 @@ def _read_fer(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows]:
     names = table["Image name"].to_numpy(str)
 
     folders = any(files.has(folder) for _, folder in _FER_PARTS.values())
+    if not folders and not files.has("fer2013.csv"):
+        raise FerlabError(f"{files.root} has fer2013new.csv, but neither the images nor Kaggle's fer2013.csv: "
+                          f"{ask.name} expects there:\n{_FER_TREE}")
     original = None
     if files.has("fer2013.csv") and (not folders or (ask.name == "fer2013" and not files.has("fer2013_emotion.csv"))):
         original = _kaggle_emotions(files, usage)
@@ -753,6 +756,10 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             raise FerlabError(f"{files.root}/{flat[0]} has no folder for each class: put its images into "
                               f"{flat[0]}/<class>/, or take it away.")
         if not places:
+            for other in ("ferplus", "rafdb", "affectnet8"):
+                if marks := [mark for mark in _BENCHMARKS[other].markers if files.has(mark)]:
+                    raise FerlabError(f"{files.root} has {marks[0]}, as {other} has it: read it with --data {other}, "
+                                      f"or take it away; folder expects there:\n{_BENCHMARKS['folder'].tree}")
             places["train"] = ""
     kinds = {place: files.folders(place) for place in places.values()}
     if ask.name == "sfew":
@@ -789,6 +796,8 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
 def plain_picture(picture: Image.Image, mode: str, turn: bool = True) -> Image.Image:
     """Any picture in mode "L" or "RGB", transparent parts black; with ``turn`` upright by its EXIF orientation.
 
+    Of whole numbers beyond a byte the fewest even bits, 10 to 16, that hold its brightest pixel are taken for white.
+
     Raises ValueError, before any pixel is decoded, for one of more than ``MAX_PIXELS``.
     """
     width, height = picture.size
@@ -796,9 +805,10 @@ def plain_picture(picture: Image.Image, mode: str, turn: bool = True) -> Image.I
         raise ValueError(f"it claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
     if picture.mode.startswith(("I", "F")):
         values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max() > 255):
-            values = values / 257  # 0..65535 to 0..255
-        elif picture.mode == "F" and values.max() <= 1:
+        most = values.max()
+        if picture.mode.startswith("I"):  # cameras write 10, 12 or 14 bits into 16
+            values = values / (next((full for full in (255, 1023, 4095, 16383) if most <= full), 65535) / 255)
+        elif most <= 1:
             values = values * 255
         picture = Image.fromarray(np.round(values).clip(0, 255).astype(np.uint8))
     elif turn:

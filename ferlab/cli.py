@@ -30,7 +30,7 @@ from ferlab.config import (
     profile,
     profile_name,
 )
-from ferlab.errors import FerlabError
+from ferlab.errors import FerlabError, in_one_line
 
 # What takes long to import (PyTorch, pandas) is imported by the commands that need it, so that --help is instant.
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows another in its place
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.formatwarning = lambda message, *_, **__: f"ferlab: {message}\n"
+    warnings.formatwarning = in_one_line
     try:
         sys.exit(cli.main(prog_name="ferlab", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -168,6 +168,7 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if new_labels is not None:
         splits = decisions.relabelled(splits, new_labels, str(labels), holdout=holdout)
     _tell_splits(splits)
+    _need_two_classes(splits.train)
 
     class Trainer(training.Trainer):
         def _begin_run(self, run: runs.Run) -> None:
@@ -419,7 +420,8 @@ def scores_table(result: dict[str, Any]) -> str:
     if result["note"]:
         lines.append(result["note"])
     if result["skipped"]:
-        lines += [f"{len(result['skipped']):,} images could not be read:", *_skipped_lines(result["skipped"])]
+        lines += [f"{len(result['skipped']):,} images were missing or could not be read:",
+                  *_skipped_lines(result["skipped"])]
     width = max(len("class"), *map(len, result["classes"]))
     lines += ["", f"{'class':<{width}}  {'faces':>7}  {'recall':>8}  most often taken for"]
     for name, (other, most) in most_taken_for(result).items():
@@ -457,9 +459,10 @@ def predict(paths: tuple[Path, ...], model: str, directory: Path | None, report:
     from ferlab import load_pretrained, photos, runs
 
     recogniser = load_pretrained(model)
-    paths = tuple(photo for path in paths for photo in (photos.photos_in(path) if path.is_dir() else [path]))
+    paths = tuple(dict.fromkeys(  # each once
+        photo for path in paths for photo in (photos.photos_in(path) if path.is_dir() else [path])))
     if directory is not None and len({path.stem for path in paths}) < len(paths):
-        raise FerlabError("Two photos have the same name but for its ending, so that their pictures would overwrite "
+        raise FerlabError("Two photos are of one name, apart from its ending, so that their pictures would overwrite "
                           "each other: rename one, or give them one folder at a time.")
     if directory is not None and directory.resolve() in {path.resolve().parent for path in paths}:
         raise FerlabError(f"{directory} holds the photos themselves, which pictures of the same name would replace: "
@@ -552,6 +555,7 @@ def audit(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
     if new_labels is not None:
         faces = decisions.with_labels(faces, new_labels, str(labels))
     _tell_split(split, faces)
+    _need_two_classes(faces)
     found = auditing.audit(faces, config, directory, folds, progress, click.echo)
     runs.write_json(directory / "data.json", data)  # this and a copy of the labels, so that it can be explored
     if new_labels is not None:
@@ -681,6 +685,13 @@ def crop(folder: Path, out: Path, size: int, progress: bool | None) -> None:
         face = Image.fromarray(photos.crop_faces(photo, boxes[:1], size)[0])
         write_whole(place, functools.partial(face.save, format="PNG"))
     click.echo("\n".join([f"{len(places) - len(left_out):,} faces are in {out}", *_skipped_lines(left_out)]))
+
+
+def _need_two_classes(faces: FaceSet | None) -> None:
+    """FerlabError where all faces are given one label, so that there is nothing to learn."""
+    if faces is not None and len(given := set(faces.labels.tolist())) == 1:
+        raise FerlabError(f"All {len(faces):,} {faces.split} faces are given one label, {faces.classes[given.pop()]}: "
+                          "give faces of two classes at least.")
 
 
 def _tell_splits(splits: Splits) -> None:
@@ -840,7 +851,8 @@ def bench(grid: Path, root: Path | None, results: Path, runs: Path, jobs: int, o
     run_grid(grid, results, root, runs, jobs, only)
     cells = {cell.name for cell in read_grid(grid, root) if only in cell.name}
     if failed := sorted(read_failures(results).keys() & cells):
-        raise FerlabError(f"{len(failed)} of {len(cells)} trainings failed, {results} tells why: {', '.join(failed)}.")
+        run = sum((results / f"{name}.json").is_file() for name in cells)
+        raise FerlabError(f"{len(failed)} of {run} trainings failed, {results} tells why: {', '.join(failed)}.")
 
 
 @cli.command(short_help="Print what ferlab bench measured, as tables.")

@@ -218,12 +218,13 @@ def read_labels(path: str | Path) -> dict[str, str]:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except OSError as error:
-        raise FerlabError(f"The label file {path} cannot be read ({error.strerror}).") from error
+        raise FerlabError(f"The label file {path} cannot be read ({error.strerror}): give a CSV whose first line is "
+                          "name,label.") from error
     except (ValueError, csv.Error) as error:
         raise FerlabError(f"The label file {path} is no CSV in UTF-8.") from error
     if header != LABELS_HEADER:
-        raise FerlabError(f"The label file {path} begins with {','.join(header)[:60]!r}: its first line must be "
-                          "name,label.")
+        begun = ascii(",".join(header)[:60])
+        raise FerlabError(f"The label file {path} begins with {begun}: its first line must be name,label.")
     labels: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
         if not row:

@@ -27,3 +27,8 @@ class OtherRunError(FerlabError):
 
 class WriteError(FerlabError):
     """A file could not be written: a full disk, or a folder that is closed to the user."""
+
+
+def in_one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning as a command tells it, for ``warnings.formatwarning``."""
+    return f"ferlab: {message}\n"

@@ -11,7 +11,8 @@ Neural Networks 64, 2015), so its boxes fit them.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,7 @@ def read_photo(path: str | Path) -> np.ndarray:
     if path.is_dir():
         raise FerlabError(f"{path} is a folder: give one of the photos in it.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is the smaller limit
-            picture = Image.open(path)
-        with picture:
+        with _opened(path) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 part = next((n for n in (2, 4, 8) if (width // n) * (height // n) <= MAX_PIXELS), 8)
@@ -64,20 +62,31 @@ def read_photo(path: str | Path) -> np.ndarray:
         raise FerlabError(f"There is no photo at {path}: check its name.") from error
     except Exception as error:  # whatever a broken file makes Pillow raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FerlabError(f"{path} cannot be read as a photo ({reason}): save it again as JPEG or PNG, smaller if "
-                          "it is very large.") from error
+        raise FerlabError(f"{path} cannot be read as a photo ({reason}): is it whole? Otherwise save it again as "
+                          "JPEG or PNG, smaller if it is very large.") from error
 
 
 def shrunk(path: str | Path, photo: np.ndarray) -> int:
     """How many times smaller than the file tells ``read_photo`` made the photo: 1, 2, 4 or 8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as picture:
-            return round(max(picture.size) / max(photo.shape[:2]))
+    with _opened(path) as picture:
+        return round(max(picture.size) / max(photo.shape[:2]))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A photo that is not decoded yet, however large; Pillow would refuse what ``MAX_PIXELS`` is the limit of here."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        picture = Image.open(path)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    with picture:
+        yield picture
 
 
 def find_faces(photo: np.ndarray) -> np.ndarray:
-    """int [F, 3]: left, top and side, in pixels, of the square boxes of faces that look at the camera, biggest first.
+    """int [F, 3]: left, top and side, in pixels, of the square boxes of faces that look at the camera, the surest,
+    which most detections agree on, first.
 
     photo: uint8 [H, W] or [H, W, 3]. A box may reach over the photo's edge. Faces turned to the side by more than about
     30 degrees or tilted by more than about 20 are not found.
@@ -91,9 +100,9 @@ def find_faces(photo: np.ndarray) -> np.ndarray:
     grey = cv2.copyMakeBorder(grey, border, border, border, border, cv2.BORDER_REPLICATE)
     least = max(20, round(SMALLEST * max(size)))
     found, votes = _detector("default").detectMultiScale2(grey, 1.05, minNeighbors=6, minSize=(least, least))
-    found = [box for box, count in sorted(zip(found, votes, strict=True), key=lambda pair: -pair[1])
+    found = [box for box, count in sorted(zip(found, votes, strict=True), key=lambda pair: (-pair[1], *pair[0]))
              if count >= SURE or _second_opinion(grey, box)]
-    kept: list[np.ndarray] = []  # one box a place, that which most detections agree on
+    kept: list[np.ndarray] = []  # one box a place
     for x, y, side, _ in found:
         gaps = [max(abs(x - a + (side - c) / 2), abs(y - b + (side - c) / 2)) / max(side, c) for a, b, c in kept]
         if min(gaps, default=1) > 0.5:  # its middle lies outside of the others
@@ -101,8 +110,7 @@ def find_faces(photo: np.ndarray) -> np.ndarray:
     boxes = np.array(kept).reshape(-1, 3) - [border, border, 0]
     boxes[:, :2] -= (FRAME - 1) / 2 * boxes[:, 2:]
     boxes[:, 2] *= FRAME
-    boxes = np.round(boxes / scale).astype(np.int64)
-    return boxes[np.lexsort((boxes[:, 1], boxes[:, 0], -boxes[:, 2]))]
+    return np.round(boxes / scale).astype(np.int64)
 
 
 def crop_faces(photo: np.ndarray, boxes: np.ndarray, size: int = 48) -> np.ndarray:

@@ -193,7 +193,9 @@ class Run:
         path = self.directory / name
         if not path.is_file():
             what = f"no state of the split {name[6:-4]!r}" if name.startswith("state_") else f"no {name}"
-            raise FerlabError(f"{self.directory} has {what}: train it to the end with ferlab train --run DIR.")
+            mend = "train it again in another directory" if self.has_checkpoint and name.endswith(".json") else (
+                "train it to the end with ferlab train --run DIR")
+            raise FerlabError(f"{self.directory} has {what}: {mend}.")
         try:
             return read(path)
         except Exception as error:  # whatever a damaged file makes of its reader

@@ -301,6 +301,8 @@ class Trainer:
 
     def _begin_run(self, run: Run) -> None:
         train, fingerprint, method = self.train, self.train.fingerprint, method_record(self.config)
+        if (run.directory / "audit.json").is_file():
+            raise OtherRunError(f"{run.directory} holds an audit: choose another --run directory.")
         if run.has_checkpoint:
             if run.config != self.config:
                 changed = [k for k, v in vars(self.config).items() if getattr(run.config, k) != v]

@@ -6,6 +6,7 @@ import os
 import warnings
 from dataclasses import replace
 
+import fakes
 import numpy as np
 import pandas as pd
 import pytest
@@ -196,6 +197,25 @@ def test_folds_that_cannot_be(tmp_path):
     for folds in (1, 61):
         with pytest.raises(FerlabError, match="folds"):
             audit(bars(60), settings(), tmp_path, folds=folds)
+
+
+def test_a_directory_holds_an_audit_or_a_training_not_both(ferlab, toy_faces, tmp_path):
+    data = ("--data", "folder", "--root", toy_faces, "--profile", "smoke", "--set", "epochs=1", "--set", "split=off")
+    assert ferlab("train", *data, "--run", tmp_path / "run").code == 0
+    assert ferlab("audit", *data, "--folds", 2, "--out", tmp_path / "audit").code == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    told = ferlab("audit", *data, "--folds", 2, "--out", tmp_path / "run")
+    assert told.code == 2 and "run holds a training: choose another directory" in told.err
+    told = ferlab("train", *data, "--run", tmp_path / "audit")
+    assert told.code == 2 and "audit holds an audit: choose another --run directory" in told.err
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path in files}
+
+
+def test_faces_of_one_label_are_nothing_to_learn_from(ferlab, tmp_path):
+    fakes.folders(tmp_path / "faces", kinds=["merry"])
+    for command, out in (("train", "--run"), ("audit", "--out")):
+        told = ferlab(command, "--data", "folder", "--root", tmp_path / "faces", out, tmp_path / "out")
+        assert told.code == 2 and "given one label, merry: give faces of two classes at least" in told.err
 
 
 def test_settings_of_retrieval_count_whatever_the_method(ferlab, toy_faces, tmp_path):

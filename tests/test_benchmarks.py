@@ -499,6 +499,7 @@ def test_every_kind_of_image_is_read_as_it_looks(root):
         "grey.png": plain, "rgb.png": plain.convert("RGB"), "rgba.png": plain.convert("RGBA"),
         "la.png": plain.convert("LA"), "palette.png": plain.convert("P"),
         "16bit.png": Image.fromarray((grey * 257).astype(np.uint16)),
+        "12bit.png": Image.fromarray((grey * 4095 / 255).astype(np.uint16)),
         "integer.tif": Image.fromarray((grey * 257).astype(np.int32)),
         "float.tif": Image.fromarray((grey / 255).astype(np.float32)),
         "cmyk.tif": plain.convert("RGB").convert("CMYK"),
@@ -520,6 +521,17 @@ def test_every_kind_of_image_is_read_as_it_looks(root):
             assert np.abs(image.astype(int) - grey[:, :, None]).max() <= 3, name
     assert (images["train/b/bilevel.png"] == 255 * (grey[:, :, None] > 127)).all()
     assert (images["train/b/transparent.png"] == 0).all()
+
+
+@pytest.mark.parametrize("rule", ["ferplus", "fer2013"])
+def test_a_root_that_is_laid_out_as_another_data_set_is_told(root, rule):
+    fakes.fer(root)
+    with pytest.raises(FerlabError, match="has fer2013new.csv, as ferplus has it: read it with --data ferplus"):
+        benchmarks.load("folder", root)
+    for folder in ("FER2013Train", "FER2013Valid", "FER2013Test"):
+        shutil.rmtree(root / folder)
+    with pytest.raises(FerlabError, match=f"neither the images nor Kaggle's fer2013.csv: {rule} expects there"):
+        benchmarks.load(rule, root)
 
 
 def test_an_image_that_is_not_square_is_cut_around_its_centre(root):
