@@ -134,7 +134,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         raise FerlabError(f"{path} asks for no training: give it seeds, noise, methods and schedules.")
 
     for name in (grid["name"], *grid["methods"], *grid["schedules"]):
-        if not isinstance(name, str) or not name or set(name) & set("/\\") or name.startswith("."):
+        if not name or set(name) & set("/\\") or name.startswith("."):
             raise FerlabError(f"{line(name)}: {name!r} becomes a part of file names: give a text without / and \\.")
     settings = sorted(vars(Config()).keys() - {"seed"})
     for what, part, found, known in (
@@ -150,11 +150,8 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
             if name not in known:
                 raise FerlabError(f'{line(name, part)}: there is no {what} "{name}"; the known ones are '
                                   f"{', '.join(known)}.")
-    options = dict(grid.get("options", {}))
-    rule, size, holdout = options.pop("rule", "majority"), options.pop("size", None), options.pop("holdout", 0.0)
-    options.pop("skip_bad", None)
     try:
-        benchmarks.check(grid["data"], rule, size, benchmarks.SPLITS, holdout, options)
+        benchmarks.check(grid["data"], **{k: v for k, v in grid.get("options", {}).items() if k != "skip_bad"})
     except (FerlabError, TypeError) as error:
         raise FerlabError(f"{line('options')}: an option has a value that does not fit: {error}") from error
     for cell in cells:

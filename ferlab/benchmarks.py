@@ -82,7 +82,7 @@ def load(name: str, root: str | Path | None = None, *, rule: str = "majority", s
     Raises FerlabError, in one sentence, for a wrong argument or for files that are not as they should be; warns about a
     class without faces, and about a holdout that is not needed.
     """
-    benchmark = check(name, rule, size, splits, holdout, options)
+    benchmark = check(name, rule, size, splits, holdout, **options)
     if noise is None and noise_rate:
         raise FerlabError(f"noise_rate {noise_rate} needs a kind of noise; choose one of {', '.join(NOISE_KINDS)}.")
     if noise is not None:
@@ -120,7 +120,7 @@ def pack(name: str, root: str | Path | None = None, *, size: int | None = None, 
     Returns the file of each split that is on disk (for ``rendered``, which keeps its own cache, nothing). Raises
     FerlabError as ``load`` does, and goes on where it was interrupted.
     """
-    benchmark = check(name, "majority", size, splits, 0.0, options)
+    benchmark = check(name, size=size, splits=splits, **options)
     if benchmark is None:
         load(name, root, size=size, splits=splits, cache=cache, progress=progress, **options)
         return {}
@@ -190,8 +190,8 @@ class _Benchmark:
     read: Callable[[Any, Sequence[str], _Ask], list[_Rows]]
 
 
-def check(name: str, rule: str, size: int | None, splits: Sequence[str], holdout: float,
-          options: dict[str, Any]) -> _Benchmark | None:
+def check(name: str, rule: str = "majority", size: int | None = None, splits: Sequence[str] = SPLITS,
+          holdout: float = 0.0, **options: Any) -> _Benchmark | None:
     """The benchmark called ``name``, None for rendered; FerlabError for an argument that does not fit."""
     if name not in NAMES:
         raise FerlabError(f"There is no benchmark {name!r}; choose one of {', '.join(NAMES)}.")
@@ -756,8 +756,9 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             raise FerlabError(f"{files.root}/{flat[0]} has no folder for each class: put its images into "
                               f"{flat[0]}/<class>/, or take it away.")
         if not places:
-            for other in ("ferplus", "rafdb", "affectnet8"):
-                if marks := [mark for mark in _BENCHMARKS[other].markers if files.has(mark)]:
+            for other, benchmark in _BENCHMARKS.items():
+                own = [mark for mark in benchmark.markers if mark.lower() not in _BENCHMARKS["folder"].markers]
+                if benchmark.read is not _read_folders and (marks := [mark for mark in own if files.has(mark)]):
                     raise FerlabError(f"{files.root} has {marks[0]}, as {other} has it: read it with --data {other}, "
                                       f"or take it away; folder expects there:\n{_BENCHMARKS['folder'].tree}")
             places["train"] = ""

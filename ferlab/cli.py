@@ -649,7 +649,7 @@ def pack(name: str, root: Path | None, rule: str | None, skip_bad: bool, options
 @click.option("--size", type=click.IntRange(32, 1024), default=96, show_default=True, help="Side of the faces, pixels.")
 @click.option("--progress/--no-progress", default=None, help="Show a bar. [default: on a terminal only]")
 def crop(folder: Path, out: Path, size: int, progress: bool | None) -> None:
-    """Cut the face that is surest one out of each photo in a folder and in those within it.
+    """Cut the face that the detector is surest of out of each photo in a folder and in those within it.
 
     The folders, such as <split>/<class>, stay as they are, so that --data folder --root OUT reads the faces. Photos
     without a face that looks at the camera are left out and listed. The same command goes on where it stopped.

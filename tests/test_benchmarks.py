@@ -534,6 +534,12 @@ def test_a_root_that_is_laid_out_as_another_data_set_is_told(root, rule):
         benchmarks.load(rule, root)
 
 
+def test_a_class_may_be_called_as_a_part_of_another_data_set(root):
+    for name in ("a", "test"):  # which RAF-DB has, too
+        fakes.save(root / name / "1.png", 1, 64, "RGB")
+    assert benchmarks.load("folder", root).train.classes == ("a", "test")
+
+
 def test_an_image_that_is_not_square_is_cut_around_its_centre(root):
     wide = Image.new("RGB", (300, 100))
     wide.paste((255, 255, 255), (100, 0, 200, 100))
