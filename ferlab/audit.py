@@ -25,7 +25,7 @@ from ferlab.confusion import label_posterior
 from ferlab.data import FaceSet, Splits
 from ferlab.decisions import face_names, write_labels
 from ferlab.errors import FerlabError
-from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel
+from ferlab.retrieval import KINDS, class_average_precision, nearest_neighbours, relabel
 from ferlab.runs import json_object, write_json, write_whole
 from ferlab.training import Trainer, train
 
@@ -209,7 +209,7 @@ def judge(trainer: Trainer, unseen: FaceSet) -> dict[str, np.ndarray]:
     found = trainer.collect(unseen)
     precision = class_average_precision(
         found.embedding, seen.embedding[agreed], given[agreed], len(unseen.classes), config.top_k,
-        config.average_precision)
+        **KINDS[config.average_precision])
     nearest = nearest_neighbours(found.embedding, seen.embedding[agreed], NEIGHBOURS)
     return {"probability": found.logits.softmax(1).cpu().numpy(), "average_precision": precision.cpu().numpy(),
             "neighbours": agreed.nonzero()[:, 0][nearest].cpu().numpy()}

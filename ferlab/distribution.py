@@ -76,8 +76,9 @@ def distribution_contrastive_loss(
 ) -> Tensor:
     """Cross-entropy of softmax_c(-shift_c / temperature) against the label, averaged over clean samples; a scalar >= 0.
 
-    embeddings: [B, D]; labels: int [B]; weight: [B] in [0, 1], 1 = clean. The shift is scaled by (n + 1)² so that the
-    temperature means the same for every count. 0 where the batch has no clean sample of a class seen before.
+    embeddings: [B, D]; labels: int [B]; weight: [B] in [0, 1], 1 = clean. The shift is scaled by (n + 1)², so that
+    of the mean alone, the offset's square, means the same for every count; that of the spread grows with the count
+    where offsets are far above the spread. 0 where the batch has no clean sample of a class seen before.
     """
     shift = distribution_shift(embeddings.float(), classes.mean, classes.std, count) * (count + 1) ** 2
     logits = (-shift / temperature).masked_fill(~classes.seen, -1e4)

@@ -21,7 +21,7 @@ from ferlab.errors import FerlabError
 from ferlab.masking import batch_statistics_untouched, hide, masked_reconstruction_loss, random_patch_mask
 from ferlab.mixture import ClassMixture, evidence
 from ferlab.model import DRFER
-from ferlab.retrieval import class_average_precision, nearest_neighbours, relabel, retrieval_margin
+from ferlab.retrieval import KINDS, class_average_precision, nearest_neighbours, relabel, retrieval_margin
 from ferlab.training import Batch, Collection, Method, Trainer
 
 LEAST_CLEAN = 0.1  # share of each given class that counts as clean at least (ours)
@@ -85,14 +85,16 @@ def with_given(
     """New labels [B, C], rows sum to 1, of soft ones [B, C] and what is kept of the given ones (ours).
 
     w: [B], clean probability; given: int [B]; targets: [B, C], the given labels as rows; noisy: bool [B]. keep_given:
-    "none", nothing; "posterior", a share w, and the other classes have the rest; else the mean of both, weighed by w.
-    Under "none" and "noisy" clean faces keep their targets.
+    "none", nothing; "posterior", a share w (all, where no other class has any), and the other classes have the rest;
+    else the mean of both, weighed by w. Under "none" and "noisy" clean faces keep their targets.
     """
+    share = w[:, None]
     if keep_given == "posterior":
         soft = soft.scatter(1, given[:, None], 0)
-        soft = soft / soft.sum(1, keepdim=True).clamp(min=1e-12)
+        rest = soft.sum(1, keepdim=True)
+        soft, share = soft / rest.clamp(min=1e-12), torch.where(rest > 0, share, 1)
     if keep_given != "none":
-        soft = w[:, None] * targets + (1 - w[:, None]) * soft
+        soft = share * targets + (1 - share) * soft
     if keep_given in ONLY_NOISY:
         soft = torch.where(noisy[:, None], soft, targets)
     return soft.float()
@@ -103,7 +105,8 @@ class DRFERMethod(Method):
     for, consistency_weight * ``disagreement`` (ours). MIM sees a share of each batch (``mask_share``; ours), and clean
     faces have soft labels, too, unless ``keep_given`` leaves them theirs (ours).
 
-    Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours).
+    Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours); to
+    the end, and label_smoothing is not obeyed, where split is "off" and robustness above 0.
 
     clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far;
     confusion: [C, C], P(given | true), where ``keep_given`` is "posterior" (rows weighed if ``aligned``).
@@ -222,7 +225,8 @@ class DRFERMethod(Method):
     def judge(self, judged: Tensor, clean_probability: Tensor) -> None:
         """Set the clean probability [N] of the ``judged`` faces, bool [N].
 
-        The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure; ours):
+        The surest tenth of every given class counts as clean at least (fewer where the rest are equally unsure, more
+        where several are equally sure; ours):
         of a rare class most labels may be wrong, and a network that hardly ever says its name can tell which of its
         faces come first, but not how many are right.
         """
@@ -280,7 +284,8 @@ class DRFERMethod(Method):
     ) -> Tensor:
         """Class AP of the configured kind, [Q, C]."""
         return parallel.by_rows(lambda queries, exclude: class_average_precision(
-            queries, gallery, labels, self.num_classes, self.config.top_k, self.config.average_precision, exclude),
+            queries, gallery, labels, self.num_classes, self.config.top_k, exclude=exclude,
+            **KINDS[self.config.average_precision]),
             queries, exclude)
 
     def quality(self) -> dict:
@@ -290,11 +295,12 @@ class DRFERMethod(Method):
         if truth is None:
             return {"clean_share": (~self.noisy).double().mean().item()}
         w, soft = self.clean_probability.cpu().numpy(), self.new_targets.cpu().numpy()
-        given, noisy = self.given.cpu().numpy(), self.noisy.cpu().numpy()
+        given = self.given.cpu().numpy()
+        relabelled = self.noisy.cpu().numpy() | (soft.argmax(1) != given)  # the latter below a threshold of a half
 
         def quality(rows: Any) -> dict:
             return metrics.split_quality(w[rows], given[rows], truth[rows], self.config.clean_threshold) | (
-                metrics.relabelling_quality(soft[rows], noisy[rows], given[rows], truth[rows],
+                metrics.relabelling_quality(soft[rows], relabelled[rows], given[rows], truth[rows],
                                             None if votes is None else votes[rows]))
 
         return metrics.by_class(quality, given, self.faces.classes)
@@ -321,7 +327,8 @@ class DRFERMethod(Method):
         average_precision: [N, C], class AP in the gallery of clean training faces, without the face itself;
         neighbours: int [N, 10], rows of its nearest clean training faces (fewer columns where there are hardly any);
         clean_probability: [N]; soft_label: [N, C], for training faces as they were trained on, for others as they would
-        be, by the training faces' gallery, mixture and confusion; loss_history: [E, N], training faces only.
+        be, by the training faces' gallery and confusion, and a mixture of their losses as they are now (the splits'
+        losses are averaged over collections); loss_history: [E, N], training faces only.
         """
         states = super().states(trainer)
         clean, own = self.gallery_rows()

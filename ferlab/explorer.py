@@ -42,7 +42,7 @@ from ferlab.errors import FerlabError
 from ferlab.mixture import ClassMixture, TwoGaussians, evidence
 from ferlab.model import DRFER, standardise
 from ferlab.recogniser import Recogniser
-from ferlab.retrieval import class_average_precision, nearest_neighbours, retrieval_margin
+from ferlab.retrieval import KINDS, class_average_precision, nearest_neighbours, retrieval_margin
 from ferlab.runs import Run, json_object, tells_data
 
 SIDE = 72  # pixels of a thumbnail
@@ -310,7 +310,7 @@ class Relabelling:
             index = torch.from_numpy(part).to(known.embedding.device)
             self.precision[part] = class_average_precision(
                 known.embedding[index], self._gallery_embedding, known.given[self.gallery], len(known.faces.classes),
-                self.settings.top_k, self.settings.average_precision).cpu().numpy()
+                self.settings.top_k, **KINDS[self.settings.average_precision]).cpu().numpy()
             self._derive(part)
             self.pending = np.setdiff1d(self.pending, part, assume_unique=True)
             if time.perf_counter() > ended:

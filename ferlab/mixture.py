@@ -172,6 +172,7 @@ class ClassMixture:
         self.mixtures: dict[int, TwoGaussians | None] = {}
         self.status: dict[int, str] = {}
         shared = self._split(losses) if self.scope == "shared" else None
+        self.shared = shared[0] if shared else None
         for c in np.unique(labels).tolist():
             mine = labels == c
             mixture, status = shared or self._split(losses[mine])
@@ -180,11 +181,12 @@ class ClassMixture:
         return self
 
     def predict(self, losses, labels) -> np.ndarray:
-        """Clean probability of other samples, float64 [N], from losses [N] and labels int [N]; 1 in unsplit classes."""
+        """Clean probability of other samples, float64 [N], from losses [N] and labels int [N]; 1 in unsplit classes,
+        and in scope "class" in those that ``fit`` has not seen."""
         losses, labels = self._checked(losses, labels)
         clean_probability = np.ones(len(losses))
-        for c, mixture in self.mixtures.items():
-            if mixture is not None:
+        for c in np.unique(labels).tolist():
+            if (mixture := self.mixtures.get(c, self.shared)) is not None:
                 clean_probability[labels == c] = mixture.low_probability(losses[labels == c])
         return clean_probability
 

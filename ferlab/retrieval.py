@@ -8,7 +8,7 @@ plain AP has the share of the class as its chance level, so big classes win on p
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from ferlab.compiled import compiled
 from ferlab.config import KindOfAP
 from ferlab.errors import FerlabError
 
+# What each kind of average precision that the settings know is to ``class_average_precision``.
+KINDS: dict[KindOfAP, dict[str, Any]] = {
+    "plain": {}, "chance": {"chance_corrected": True}, "balanced": {"balanced": True}}
+
 
 @torch.no_grad()
 def class_average_precision(
@@ -26,7 +30,8 @@ def class_average_precision(
     gallery_labels: Tensor | np.ndarray,
     num_classes: int,
     top_k: int | None = None,
-    kind: KindOfAP = "plain",
+    balanced: bool = False,
+    chance_corrected: bool = False,
     exclude: Tensor | np.ndarray | None = None,
     chunk: int = 256,
 ) -> Tensor:
@@ -38,19 +43,16 @@ def class_average_precision(
 
     queries: [Q, D]; gallery: [N, D]; gallery_labels: int [N] in [0, num_classes).
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
-    kind: "plain", or one of two that are ours. "balanced": every item weighs 1 / n_c in the precision, so that classes
-    of many items have the same chance level, about 1 / C; of a few items, each of which weighs much at its own rank,
-    the mean AP of random rankings is higher. That holds for the whole ranking: in the first k ranks a big class has
-    more of its items by chance, too. "chance": (AP - chance) / (1 - chance), chance = n_c / N, or with top_k about the
-    mean AP of random rankings; it can be negative.
+    balanced (ours): every item weighs 1 / n_c in the precision, so that classes of many items have the same chance
+    level, about 1 / C; of a few items, each of which weighs much at its own rank, the mean AP of random rankings is
+    higher. That holds for the whole ranking: in the first k ranks a big class has more of its items by chance, too.
+    chance_corrected (ours): (AP - chance) / (1 - chance), chance = n_c / N, if balanced 1 / C; with top_k about the
+    mean AP of random rankings. It can be negative.
     exclude: int [Q], the gallery row that is the query itself and must not answer, -1 for none.
     chunk: queries ranked at a time, by all of torch's threads together; memory grows with chunk x N, not Q x N.
 
-    Raises FerlabError for an empty gallery, another kind, labels out of range, or embeddings that are not finite or do
-    not match.
+    Raises FerlabError for an empty gallery, labels out of range, or embeddings that are not finite or do not match.
     """
-    if kind not in get_args(KindOfAP):
-        raise FerlabError(f"There is no average precision {kind!r}: choose one of {', '.join(get_args(KindOfAP))}.")
     queries, gallery = (torch.as_tensor(a) for a in (queries, gallery))
     if not queries.dtype == gallery.dtype == torch.float64:
         queries, gallery = queries.float(), gallery.float()
@@ -73,13 +75,13 @@ def class_average_precision(
             members[row, labels[own[row]]] -= 1
         depth = members.sum(1, keepdim=True).clamp(max=top_k or len(gallery))  # ranks to look at, [b, 1]
         weight = torch.ones_like(members, dtype=torch.float64)
-        if kind == "balanced":
+        if balanced:
             weight /= members.clamp(min=1)
         rank = _sum_of_precision_numba if on_cpu else _sum_of_precision_torch
         best = torch.minimum(members, depth).clamp(min=1)  # relevant items that the ranks can hold
         precision = (rank(similarity, labels, weight, depth) / best).clamp(max=1)
-        if kind == "chance":
-            precision = _chance_corrected(precision, members, depth, top_k is not None)
+        if chance_corrected:
+            precision = _chance_corrected(precision, members, weight, depth, top_k is not None)
         return precision.to(gallery.dtype)
 
     parts = [gallery.new_zeros(0, num_classes)]
@@ -182,18 +184,20 @@ def _sum_of_precision_torch(similarity: Tensor, labels: Tensor, weight: Tensor, 
     return total
 
 
-def _chance_corrected(precision: Tensor, members: Tensor, depth: Tensor, cut: bool) -> Tensor:
+def _chance_corrected(precision: Tensor, members: Tensor, weight: Tensor, depth: Tensor, cut: bool) -> Tensor:
     """(AP - chance) / (1 - chance); 0 for a class that is the whole gallery.
 
-    In a random ranking every rank holds an item of class c with probability n_c / N. The precision there is the chance
-    level of the whole ranking, and more in the first ranks, where the item itself is much of what was retrieved.
+    In a random ranking class c has its share of the weight at every rank: n_c / N, if balanced 1 / C. That is the
+    chance level of the whole ranking; in the first ranks it is more, where the item itself is much of what was
+    retrieved.
     """
-    chance = share = members / members.sum(1, keepdim=True).clamp(min=1)
+    mass = members * weight
+    chance = share = mass / mass.sum(1, keepdim=True).clamp(min=1e-12)
     if cut:
         harmonic = torch.arange(1, int(depth.max()) + 1, device=depth.device).double().reciprocal().cumsum(0)
         mean_share = harmonic[depth.clamp(min=1) - 1] / depth.clamp(min=1)  # of the item itself, over the ranks
-        found = share * depth / torch.minimum(members, depth).clamp(min=1)
-        chance = (chance + (1 - chance) * mean_share) * found
+        there = members * depth / members.sum(1, keepdim=True).clamp(min=1)  # of the class's items, as many expected
+        chance = (share + (1 - share) * mean_share) * there / torch.minimum(members, depth).clamp(min=1)
     return torch.where(chance < 1, (precision - chance) / (1 - chance).clamp(min=1e-12), 0.0)
 
 
@@ -229,7 +233,7 @@ def relabel(average_precision: Tensor | np.ndarray, sharpness: float = 1.0) -> T
 
 def retrieval_margin(average_precision: Tensor | np.ndarray, given: Tensor | np.ndarray) -> Tensor:
     """AP of the given class minus the best other AP, [Q], within [-1, 1] but for chance-corrected APs; lower = more
-    likely mislabelled (ours). average_precision: [Q, C]; given: int [Q]."""
+    likely mislabelled (ours). average_precision: [Q, C], C >= 2; given: int [Q]."""
     average_precision, given = torch.as_tensor(average_precision), torch.as_tensor(given).long()
     own = average_precision.gather(1, given[:, None]).squeeze(1)
     others = average_precision.scatter(1, given[:, None], -torch.inf)

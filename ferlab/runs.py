@@ -173,11 +173,14 @@ class Run:
 
     def same_warm_up(self, config: Config, faces: str) -> tuple[Path, dict, list[dict]] | None:
         """File, checkpoint and records of a finished warm-up that a run here with these settings and training faces
-        (``FaceSet.fingerprint``) would only repeat, from among the runs beside this one; None if there is none."""
+        (``FaceSet.fingerprint``) would only repeat, from among the runs beside this one; None if there is none.
+
+        One of other versions, another commit, device or precision is not a mere repetition."""
+        here = {"fingerprint": faces} | environment(config)
         for kept in sorted(self.directory.parent.glob("*/warm_up.pt")):
             run = Run(kept.parent)
             with suppress(FerlabError):  # a run of another version, or a damaged one
-                if run.environment.get("fingerprint") == faces and config.same_warm_up(run.config):
+                if here.items() <= run.environment.items() and config.same_warm_up(run.config):
                     return kept, run.read_checkpoint(kept.name), run.metrics
         return None
 

@@ -23,7 +23,7 @@ from ferlab.data import Splits
 from ferlab.decisions import read_labels
 from ferlab.errors import FerlabError
 from ferlab.explorer import judged_faces
-from ferlab.retrieval import class_average_precision, relabel
+from ferlab.retrieval import KINDS, class_average_precision, relabel
 from ferlab.training import Trainer, train
 
 CLASSES = ("high", "middle", "low")
@@ -88,7 +88,7 @@ def test_the_gallery_is_of_faces_whose_label_the_network_gives_them(monkeypatch)
     collected = {30: type("C", (), {"logits": logits, "embedding": one}),
                  9: type("C", (), {"logits": torch.randn(9, 3, generator=rng), "embedding": two})}
     kept = (logits.argmax(1) == given) | (given == 2)
-    expected = class_average_precision(two, one[kept], given[kept], 3, kind="balanced")
+    expected = class_average_precision(two, one[kept], given[kept], 3, balanced=True)
     assert 0 < kept.sum() < 30
     judged = judge(trainer, unseen)
     assert np.allclose(judged["average_precision"], expected)
@@ -308,7 +308,7 @@ def test_average_precisions_are_of_the_kind_that_is_asked_for(kind):
     for c in range(3):
         kept |= (given == c) & ~kept[given == c].any()
     expected = class_average_precision(trainer.collect(unseen).embedding, seen.embedding[kept], given[kept], 3,
-                                       kind=kind)
+                                       **KINDS[kind])
     assert np.allclose(judge(trainer, unseen)["average_precision"], expected, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from ferlab.distribution import distribution_contrastive_loss
 from ferlab.drfer import DRFERMethod, disagreement, generalised_cross_entropy, split_epochs, with_given
 from ferlab.errors import FerlabError
 from ferlab.masking import random_patch_mask
-from ferlab.retrieval import class_average_precision, relabel
+from ferlab.retrieval import KINDS, class_average_precision, relabel
 from ferlab.training import Batch, Collection, Trainer, train
 
 
@@ -162,7 +162,7 @@ def test_soft_labels_are_the_retrieval_from_the_clean_mixed_with_the_given(kind,
     noisy, w = method.noisy, method.clean_probability[method.noisy][:, None].float()
     embedding = collected.embedding
     precision = class_average_precision(embedding[noisy], embedding[~noisy], method.given[~noisy], 3, 60,
-                                        kind)
+                                        **KINDS[kind])
     expected = relabel(precision, 1.5)
     if keep_given != "none":
         assert (w > 0.1).any()
@@ -180,7 +180,7 @@ def test_the_posterior_weighs_network_retrieval_and_given_label():
     own = torch.full((240,), -1)
     own[~wrongly] = torch.arange(int((~wrongly).sum()))  # by the losses; they are the gallery
     precision = class_average_precision(collected.embedding, collected.embedding[~wrongly], given[~wrongly], 3,
-                                        kind="balanced", exclude=own)
+                                        balanced=True, exclude=own)
     posterior, confusion = label_posterior(logits.softmax(1) * relabel(precision, 1.5), given, temperature=1.3)
     assert torch.allclose(method.confusion, confusion)
     assert torch.allclose(method.new_targets, posterior.float(), atol=1e-6)
@@ -401,7 +401,7 @@ def test_average_precision_of_a_clean_face_is_without_itself(trained):
     for row in [*np.flatnonzero(~noisy)[:3], *np.flatnonzero(noisy)[:3]]:
         gallery = ~noisy & (np.arange(240) != row)
         expected = class_average_precision(embedding[[row]], embedding[gallery], labels[gallery], 3,
-                                           kind=kind)
+                                           **KINDS[kind])
         assert np.allclose(state["average_precision"][row], expected[0], atol=1e-4)
 
 
@@ -505,7 +505,7 @@ def test_no_face_finds_itself_in_the_evidence(monkeypatch):
                                                                           evidence(loss, given, precision))[1])
     method.split_and_relabel(collected)
     embedding = collected.embedding
-    expected = class_average_precision(embedding, embedding, method.given, 3, 5, "balanced",
+    expected = class_average_precision(embedding, embedding, method.given, 3, 5, balanced=True,
                                        exclude=torch.arange(240))
     assert torch.equal(seen[0], expected)
 
@@ -585,3 +585,10 @@ def test_suspects_of_a_former_split_weigh_as_little():
     trainer.method.history = torch.ones(1, 240)
     trainer.method.split_and_relabel(collected)
     assert torch.equal(trainer.method.weight, torch.where(wrongly, 0.5, 1.0))
+
+
+def test_a_face_that_resembles_its_given_class_alone_keeps_all_of_its_label():
+    targets, given = torch.eye(3)[[1, 1]], torch.tensor([1, 1])
+    soft = torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.4, 0.3]])
+    new = with_given(soft, torch.tensor([0.3, 0.4]), given, targets, torch.tensor([True, True]), "posterior")
+    assert torch.allclose(new, torch.tensor([[0.0, 1.0, 0.0], [0.3, 0.4, 0.3]]))

@@ -52,7 +52,8 @@ def made_up(count: int = 300, dimensions: int = 12, side: int = 16, keep_given: 
     place = np.full(count, -1)
     place[gallery] = np.arange(len(gallery))
     precision = rng.random((count, len(CLASSES)), np.float32) if count > 1000 else class_average_precision(
-        embedding, embedding[gallery], given[gallery], len(CLASSES), config.top_k, "balanced", place).numpy()
+        embedding, embedding[gallery], given[gallery], len(CLASSES), config.top_k, balanced=True,
+        exclude=place).numpy()
     loss = (2 * (given != truth) + rng.random(count)).astype(np.float32)
     faces = FaceSet(
         rng.integers(256, size=(count, side, side), dtype=np.uint8), given, CLASSES, truth=truth,

@@ -16,8 +16,8 @@ from ferlab.training import Trainer, train
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "balanced"}, {"kind": "chance"}, {"top_k": 50},
-                                     {"top_k": 50, "kind": "balanced"}, {"top_k": 50, "kind": "chance"}])
+@pytest.mark.parametrize("options", [{}, {"balanced": True}, {"chance_corrected": True}, {"top_k": 50},
+                                     {"top_k": 50, "balanced": True}, {"top_k": 50, "chance_corrected": True}])
 def test_class_average_precision_is_the_cpus(options):
     rng = np.random.default_rng(0)
     gallery = torch.from_numpy(rng.integers(-2, 3, (900, 6))).float()  # small whole numbers: many ties, no rounding

@@ -117,3 +117,13 @@ def test_a_warm_up_with_other_labels_is_not_shared(lesson):
     corrected = replace(lesson.splits.train, labels=lesson.splits.train.truth)
     other = lesson.train(corrected, epochs=4, warm_up=3)
     assert other.records[0]["loss"] != full.records[0]["loss"]
+
+
+def test_a_warm_up_of_another_commit_or_machine_is_not_shared(lesson):
+    full = lesson.train(epochs=4, warm_up=3)
+    told = json.loads((full.run.directory / "environment.json").read_text())
+    for key in ("commit", "torch", "device", "precision"):
+        (full.run.directory / "environment.json").write_text(json.dumps(told | {key: "another"}))
+        assert full.run.same_warm_up(full.config.replace(epochs=5), told["fingerprint"]) is None, key
+    (full.run.directory / "environment.json").write_text(json.dumps(told))
+    assert full.run.same_warm_up(full.config.replace(epochs=5), told["fingerprint"]) is not None

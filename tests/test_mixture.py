@@ -266,3 +266,11 @@ def test_spreads_that_hardly_differ_are_not_taken_for_the_same():
 
 def test_losses_below_zero_by_rounding_have_the_root_zero():
     assert evidence("root", np.array([-1e-9]))[0] == 0
+
+
+@pytest.mark.parametrize(("scope", "unseen"), [("shared", 0.0), ("class", 1.0)])
+def test_a_class_that_fit_has_not_seen_is_judged_by_a_mixture_of_all(scope, unseen):
+    rng = np.random.default_rng(0)
+    losses = np.concatenate([rng.normal(0, 1, 300), rng.normal(8, 1, 300)])
+    mixture = ClassMixture(scope).fit(losses, np.zeros(600, int))
+    assert mixture.predict([8.0, 0.0], [1, 1]) == pytest.approx([unseen, 1.0], abs=1e-3)
