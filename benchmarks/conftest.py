@@ -1,4 +1,4 @@
-"""What a speed was measured on, above the tables of ``make bench``."""
+"""What ``make bench`` measured, and on what: told above its tables, and written to ``--benchmark-json FILE``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ from ferlab.config import Config
 from ferlab.runs import environment
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def measured_on() -> dict[str, str]:
     """The environment, as in a run's record, with the processor and the rivals' versions."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.is_file() else []
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown")
-    where = environment(Config()) | {"processor": processor}
-    where |= {name: version(name) for name in ("scikit-learn", "torchmetrics", "pillow")}
-    terminalreporter.write_line("measured on " + ", ".join(f"{name} {value}" for name, value in where.items()))
+    rivals = {name: version(name) for name in ("scikit-learn", "torchmetrics", "pillow")}
+    return environment(Config()) | {"processor": processor} | rivals
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The line above the tables."""
+    told = ", ".join(f"{name} {value}" for name, value in measured_on().items())
+    terminalreporter.write_line(f"measured on {told}")
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    """What ``bench.speed_table`` reads: {group: {system: median seconds, and what else was measured}}."""
+    groups: dict[str, dict] = {}
+    for each in output_json["benchmarks"]:
+        system = each["param"] or "ferlab"
+        groups.setdefault(each["group"], {})[system] = {"seconds": each["stats"]["median"]} | each["extra_info"]
+    output_json.clear()
+    output_json.update(environment=measured_on(), groups=groups)

@@ -1,7 +1,8 @@
 """How long users wait, each rival beside ferlab in one run: ``make bench``.
 
 pytest-benchmark prints a table a group; in brackets stands how many times the fastest of its group each takes. Results
-of a group are checked to agree before they are timed.
+of a group are checked to agree before they are timed. README's table is made by ``ferlab report`` from speed.json,
+which ``python -m pytest benchmarks/test_speed.py --benchmark-json benchmarks/speed.json`` writes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def embeddings(count: int, dimensions: int = 512, seed: int = 0) -> tuple[torch.
 QUERIES, GALLERY = 1000, 8000
 
 
-@pytest.mark.benchmark(group=f"class AP, {QUERIES:,} queries x {GALLERY:,} gallery x {CLASSES} classes, 512 dimensions")
+@pytest.mark.benchmark(group=f"class AP, {QUERIES:,} queries, gallery of {GALLERY:,}, {CLASSES} classes")
 @pytest.mark.parametrize("system", ["floor: product and sort", "ferlab", "scikit-learn", "torchmetrics"])
 def test_retrieval(benchmark, system):
     from sklearn.metrics import average_precision_score
@@ -75,7 +76,7 @@ def test_retrieval(benchmark, system):
 
 
 @pytest.mark.benchmark(group="class AP, 256 queries, growing gallery")
-@pytest.mark.parametrize("gallery", [25_000, 50_000, 100_000, 200_000])
+@pytest.mark.parametrize("gallery", [25_000, 50_000, 100_000, 200_000], ids="{:,} faces".format)
 def test_retrieval_memory(benchmark, gallery):
     """AffectNet's scale: what a chunk of queries takes beyond the embeddings; more queries only take longer."""
     code = ("import resource, sys, torch; from ferlab.retrieval import class_average_precision as ap\n"
@@ -89,7 +90,7 @@ def test_retrieval_memory(benchmark, gallery):
                                     text=True).stdout)
 
     gigabytes = benchmark.pedantic(run, rounds=1)
-    benchmark.extra_info["gigabytes beyond the embeddings"] = round(gigabytes, 2)
+    benchmark.extra_info["GB beyond the embeddings"] = round(gigabytes, 2)
     print(f"\n{gallery:,} in the gallery: {gigabytes:.2f} GB beyond the embeddings")
     assert gigabytes < 2
 

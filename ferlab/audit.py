@@ -151,7 +151,8 @@ def audit(
 ) -> Audit:
     """Judge every face by cross-validation; ``directory`` keeps each fold's training and outcome.
 
-    An interrupted audit goes on where it stopped. ``tell`` hears of each fold. The truth and the votes are not used.
+    An interrupted audit goes on where it stopped. A face alone in its class is not judged: its label counts as right.
+    ``tell`` hears of that, and of each fold. The truth and the votes are not used.
     Raises FerlabError for fewer than two folds or fewer faces than folds, or if the directory is of a training or of
     another audit.
     """
@@ -176,6 +177,11 @@ def audit(
                 neighbours[fold == k, : nearest.shape[1]] = nearest
         except Exception as error:  # whatever a damaged file makes of its reader
             raise FerlabError(f"{file} cannot be read ({type(error).__name__}): delete it and audit again.") from error
+        alone = np.flatnonzero((fold == k) & ~np.isin(faces.labels, faces.labels[fold != k]))
+        if len(alone):  # in its class: no network has learned it
+            probability[alone] = precision[alone] = np.eye(len(faces.classes))[faces.labels[alone]]
+            tell(f"{names[alone[0]]} is the only face called {faces.classes[faces.labels[alone[0]]]}: with nothing to "
+                 "compare it with, its label counts as right.")
         agree = (probability.argmax(1) == faces.labels)[fold == k].mean()
         tell(f"fold {k + 1}/{folds}: the network gives {100 * agree:.1f} % of the faces it has not seen their label")
     found = Audit(names, faces.classes, faces.labels, probability, precision, neighbours, fold)

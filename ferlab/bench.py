@@ -34,6 +34,8 @@ from ferlab.runs import Run, json_object, write_json, write_text
 if TYPE_CHECKING:
     import pandas
 
+    from ferlab.data import Splits
+
 BALANCES = 0.25, 0.5, 0.75, 1.0  # of the classes, that results are also scored with (``metrics.balanced``)
 
 # What a row of measured numbers says of how they were measured.
@@ -148,8 +150,9 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     ):
         for name in found:
             if name not in known:
+                own = '; what a method has of its own goes into "own": {...}' if what == "setting" else ""
                 raise FerlabError(f'{line(name, part)}: there is no {what} "{name}"; the known ones are '
-                                  f"{', '.join(known)}.")
+                                  f"{', '.join(known)}{own}.")
     try:
         benchmarks.check(grid["data"], **{k: v for k, v in grid.get("options", {}).items() if k != "skip_bad"})
     except (FerlabError, TypeError) as error:
@@ -161,8 +164,8 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         if cell.rate and cell.noise in ("none", "given"):
             raise FerlabError(f'{line(cell.noise, "noise")}: {cell.noise} adds no wrong labels, but its rate is '
                               f"{cell.rate}: give 0.0.")
-        if type(cell.seed) is not int:
-            raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number.')
+        if type(cell.seed) is not int or cell.seed < 0:
+            raise FerlabError(f'{line("seeds")}: the seed {cell.seed!r} is no whole number from 0 on.')
         try:
             own_settings(cell.config())
         except (FerlabError, TypeError) as error:
@@ -183,20 +186,13 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     """
     import torch
 
-    from ferlab import benchmarks, runs, training
+    from ferlab import runs, training
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # cells run side by side
-    splits = benchmarks.load(cell.data, cell.root, **cell.options)
-    if splits.train is None:
-        raise FerlabError(f"{cell.data} has no training faces here: check the grid's root.")
-    if splits.valid is None:
-        raise FerlabError(f'{cell.data} has no validation faces, which choose the schedule: give the grid "options": '
-                          '{"holdout": 0.1}.')
-    train = splits.train
-    if cell.noise not in ("none", "given"):
-        train = train.with_noise(cell.noise, cell.rate, cell.seed)
-    settings = cell.config()
+    splits = _faces(cell)
+    train, settings = splits.train, cell.config()
+    assert train is not None
     result = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
@@ -214,8 +210,7 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
             "options": {key: value for key, value in cell.options.items() if key not in how_read},
         })
     try:
-        trainer = training.train(settings, splits._replace(train=train), runs_folder / cell.name, progress=False,
-                                 share_warm_up=True)
+        trainer = training.train(settings, splits, runs_folder / cell.name, progress=False, share_warm_up=True)
     except (OtherRunError, WriteError, OSError, MemoryError, torch.OutOfMemoryError):
         raise  # of no method's making, and to be mended, such as a full disk
     except FerlabError as error:
@@ -230,6 +225,21 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
         "seconds": round(sum(record["seconds"] for record in trainer.records), 1),
         "scores": scores, "epochs": [_brief(record) for record in trainer.records],
     }
+
+
+def _faces(cell: Cell) -> Splits:
+    """The splits that a cell is trained and scored on, with its noise among the training labels."""
+    from ferlab import benchmarks
+
+    splits = benchmarks.load(cell.data, cell.root, **cell.options)
+    if splits.train is None:
+        raise FerlabError(f"{cell.data} has no training faces here: check the grid's root.")
+    if splits.valid is None:
+        raise FerlabError(f'{cell.data} has no validation faces, which choose the schedule: give the grid "options": '
+                          '{"holdout": 0.1}.')
+    if cell.noise in ("none", "given"):
+        return splits
+    return splits._replace(train=splits.train.with_noise(cell.noise, cell.rate, cell.seed))
 
 
 def run_cell_once(cell: Cell, results: Path, runs_folder: Path, wait: bool = False) -> dict | None:
@@ -263,7 +273,7 @@ def run_grid(
 
     only: cells whose name contains it; of other seeds than the first those with the schedule that did best with it, or,
     where the first has no results, all of them. Raises FerlabError for a file that is no grid, where no name contains
-    ``only``, and for results that were made when the grid had other settings.
+    ``only``, and for results that were made when the grid had other settings, or of other faces than those here.
     """
     results = Path(results)
     results.mkdir(parents=True, exist_ok=True)  # before hours of work: a place that cannot be written to
@@ -273,6 +283,7 @@ def run_grid(
         raise FerlabError(f"No training of {path} has {only!r} in its name: give --only a part of one, such as "
                           f"{every[0].name!r}.")
     if made := _made_before(cells, results):
+        _check_faces(made, cells, results)
         print(f"{len(made)} results are in {results} already", flush=True)
         for name in (result["name"] for result in made if "failed" in result):
             print(f"  {name} failed: delete {results / name}.json to try it again", flush=True)
@@ -306,6 +317,17 @@ def _made_before(cells: list[Cell], results: Path) -> list[dict]:
             raise FerlabError(f"{results / cell.name}.json was made with other settings ({', '.join(was)}): delete it "
                               "and its run, or give the cell another name.")
     return [made[cell.name] for cell in cells]
+
+
+def _check_faces(made: list[dict], cells: list[Cell], results: Path) -> None:
+    """FerlabError if a result, the first that tells, is of other training faces or labels than the cell's are here."""
+    told = next((result for result in made if "fingerprint" in result), None)
+    if told is None or all(cell.name in {result["name"] for result in made} for cell in cells):
+        return  # nothing is to be added to them
+    train = _faces(next(cell for cell in cells if cell.name == told["name"])).train
+    if train is not None and train.fingerprint != told["fingerprint"]:
+        raise FerlabError(f"{results / told['name']}.json was measured on other training faces or labels than are "
+                          "here: check --root, or give other --results and --runs.")
 
 
 def _of_former_code(made: list[dict]) -> list[str]:
@@ -409,7 +431,7 @@ def best_schedules(results: list[dict]) -> list[dict]:
 class Place(NamedTuple):
     """Where a method was measured: results of different places have tables of their own."""
 
-    data: str
+    data: str  # of "folder" the grid's name, as such data has none
     rule: str
     faces: int  # to train on
     profile: str
@@ -421,8 +443,14 @@ class Place(NamedTuple):
 def where(result: dict) -> Place:
     """The place of a result; settings that are younger than it had their defaults."""
     settings = vars(Config()) | result["settings"]
-    return Place(result["data"], result["rule"], result["faces"]["train"], result["profile"], settings["backbone"],
+    data = _grid(result) if result["data"] == "folder" else result["data"]
+    return Place(data, result["rule"], result["faces"]["train"], result["profile"], settings["backbone"],
                  settings["size"], result["environment"]["device"].split(",")[0])
+
+
+def _grid(result: dict) -> str:
+    """The name of the grid that a result is of."""
+    return result["name"].split(f"-{result['method']}-")[0]
 
 
 def machine(device: str) -> str:
@@ -443,7 +471,7 @@ def named(data: str, rule: str) -> str:
 
 def noise_name(noise: str, rate: float) -> str:
     """A kind of noise with its rate, where it has one."""
-    return f"{noise} {rate:.0%}" if rate else noise
+    return f"{noise} {100 * rate:g}%" if rate else noise
 
 
 def shown_split(results: list[dict]) -> str:
@@ -467,7 +495,7 @@ def read_results(folder: str | Path) -> list[dict]:
             then, now = _as_measured(other), _as_measured(result)
             if differ := sorted(key for key in then.keys() & now.keys() if then[key] != now[key]):
                 raise FerlabError(f"{other['name']} and {result['name']} would be seeds of one row, but differ in "
-                                  f"{', '.join(differ)}: give the method of one another name.")
+                                  f"{', '.join(differ)}: measure one again, or give its method another name.")
             if other["seed"] == result["seed"]:
                 raise FerlabError(f"{other['name']} and {result['name']} are the same training: delete one of them.")
         row.append(result)
@@ -480,9 +508,12 @@ def read_results(folder: str | Path) -> list[dict]:
 
 
 def _as_measured(result: dict) -> dict:
-    """What the seeds of one row have in common: options, precision, the settings that their method obeys or has."""
+    """What the seeds of one row have in common: options, precision, the settings that their method obeys or has, and
+    its code."""
     precision = {key: value for key, value in result["environment"].items() if key == "precision"}
-    return obeyed(result["settings"]) | result.get("method_settings", {}) | precision | {"options": result["options"]}
+    code = {"the method's code": result["method_source"]} if "method_source" in result else {}
+    return (obeyed(result["settings"]) | result.get("method_settings", {}) | precision | code
+            | {"options": result["options"]})
 
 
 def read_failures(folder: str | Path) -> dict[str, str]:
@@ -656,8 +687,8 @@ def table(results: list[dict], split: str) -> str:
 
 
 def tables(results: list[dict]) -> str:
-    """A table for each ``Place``, of the test split, or of valid where that is held back; and the command that makes a
-    row of it again."""
+    """A table for each ``Place``, of the test split, or of valid where that is held back; and the command that makes
+    its first number again."""
     parts = []
     for place in sorted(set(map(where, results))):
         mine = [r for r in results if where(r) == place]
@@ -672,11 +703,12 @@ def tables(results: list[dict]) -> str:
 
 def _again(result: dict) -> str:
     """The command that makes such a result again."""
-    grid = result["name"].split(f"-{result['method']}-")[0]
+    grid = _grid(result)
     path = f"benchmarks/{grid}.json" if Path(f"benchmarks/{grid}.json").is_file() else "GRID.json"
-    root = {"rendered": "", "fer2013": " --root ferplus.zip"}.get(result["data"], f" --root {result['data']}.zip")
-    return (f"A row again: `ferlab bench {path}{root} --results again --runs again --only "
-            f'"{grid}-{result["method"]}-{result["schedule"]}-"`, and so with the others\' method and schedule.')
+    roots = {"rendered": "", "fer2013": " --root ferplus.zip", "folder": " --root FOLDER"}
+    root = roots.get(result["data"], f" --root {result['data']}.zip")
+    return (f"A number again: `ferlab bench {path}{root} --results again --runs again --only "
+            f'"{grid}-{result["method"]}-{result["schedule"]}-"`, and so with the others\' grid, method and schedule.')
 
 
 def _half_on_cpu(result: dict) -> bool:
@@ -727,11 +759,12 @@ def summary(results: list[dict]) -> str:
     to be opened. Accuracies in per cent on the test split, or on valid where that is held back; in brackets the mean
     over classes; of the other methods and of DR-FER's variants with all parts, each that with most seeds that was best
     on valid (of how many, and its schedule). Bold: the highest accuracy. The gain over plain training is of pairs of
-    seeds, with its 95 % interval where there are several; true labels are plain training on them.
+    seeds, with its 95 % interval where there are several; true labels are plain training on them. Below, the command
+    that makes DR-FER's first number again.
     """
     head = ("| data (rule), split | training faces, network, machine | label noise | plain | best other | DR-FER "
             "| DR-FER above plain | true labels |\n" + "|---" * 8 + "|")
-    rows: dict[tuple, list[tuple]] = {}
+    rows: dict[tuple, list[tuple[tuple, str, str]]] = {}
     chosen = best_schedules(results)
     for (place, noise, rate), methods in _by_labels(chosen).items():
         here = [r for r in chosen if where(r) == place]
@@ -753,13 +786,14 @@ def summary(results: list[dict]) -> str:
             _percent(gains), _score(ceiling, split) if ceiling else "-",
         ]
         evidence = len(plain) + len(whole), len(methods)
-        rows.setdefault((place.data, place.rule, noise, rate), []).append((evidence, "| " + " | ".join(cells) + " |"))
+        rows.setdefault((place.data, place.rule, noise, rate), []).append(
+            (evidence, "| " + " | ".join(cells) + " |", _again(whole[0])))
     if not rows:
         return '(To compare with, there must be a method called "plain" and DR-FER with all its parts.)'
     alike = [rows[key] for key in sorted(rows)]
-    first = [max(each, key=lambda row: row[0])[1] for each in alike]
-    others = [row for each in alike for _, row in each if row not in first]
-    text = "\n".join([head, *first])
+    first = [max(each, key=lambda row: row[0]) for each in alike]
+    others = [row for each, shown in zip(alike, first) for _, row, _ in each if row != shown[1]]
+    text = "\n".join([head, *(row for _, row, _ in first)]) + f"\n\n{first[0][2]}"
     if others:
         text += ("\n\n<details>\n<summary>The same with other networks, numbers of faces and machines</summary>\n\n"
                  + "\n".join([head, *others]) + "\n\n</details>")
@@ -856,6 +890,42 @@ def audit_table(audits: list[dict]) -> str:
                  _percent([audit["wrong_share"]]), *map(", ".join, both)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def speed_table(path: str | Path) -> str:
+    """A Markdown table of what ``make bench`` measured, a row a group, from the JSON file written by
+    benchmarks/conftest.py: each system's median time, in brackets how many times the fastest's of its group.
+
+    Raises FerlabError for another file.
+    """
+    try:
+        record = json_object(Path(path).read_text(encoding="utf-8"))
+        on = record["environment"]
+        threads = on["device"].removeprefix("CPU, ")
+        lines = [f"| median times on a CPU ({on['processor']}, {threads}, {on['precision']}, torch {on['torch']}) "
+                 "| in brackets: times the fastest |", "|---|---|"]
+        for group, systems in record["groups"].items():
+            fastest = min(measured["seconds"] for measured in systems.values())
+            cells = []
+            for system, measured in systems.items():
+                seconds = measured["seconds"]
+                times = f" ({_digits(seconds / fastest)})" if seconds > fastest else ""
+                also = "".join(f", {value} {what}" for what, value in measured.items() if what != "seconds")
+                cells.append(f"{system} {_duration(seconds)}{times}{also}")
+            lines.append(f"| {group} | " + "; ".join(cells) + " |")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FerlabError(f"{path} is no record of speeds: make it again with python -m pytest "
+                          f"benchmarks/test_speed.py --benchmark-json {path}.") from error
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{_digits(seconds)} s" if seconds >= 1 else f"{_digits(1000 * seconds)} ms"
+
+
+def _digits(value: float) -> str:
+    """Two digits or more: 1.4, 14, 140."""
+    return f"{value:.{0 if value >= 10 else 1}f}"
 
 
 def update_readme(readme: str | Path, parts: dict[str, str]) -> None:

@@ -45,6 +45,7 @@ MAX_BYTES = 100_000_000  # likewise a larger file
 CHUNK = 512  # images decoded between two saved states of a pack
 WORKERS = min(4, os.cpu_count() or 1)
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
+UNREAD_ENDINGS = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw")  # of images, too
 
 
 # -------------------------------------------------------------------------------------------------------- public
@@ -775,14 +776,25 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
                                   f"{', '.join(name.title() for name in _SFEW)}.")
     else:
         classes = tuple(sorted({name for names in kinds.values() for name in names}))
+        plainly: dict[str, str] = {}
+        for name in classes:
+            if (other := plainly.setdefault(name.strip().casefold(), name)) != name:
+                warnings.warn(f"{files.root} has two classes called {other!r} and {name!r}: if they are one, give "
+                              "their folders one name.", stacklevel=4)
         alias = {name: name for name in classes}
 
     found = []
     for split in (split for split in splits if split in places):
         names, labels = [], []
         base = places[split] and f"{places[split]}/"
+        if loose := files.files(places[split], IMAGE_ENDINGS):
+            warnings.warn(f"{files.root}/{base}{loose[0]}{_and_more(loose)} in no class's folder, and passed over.",
+                          stacklevel=4)
         for kind in kinds[places[split]]:
             images = files.files(base + kind, IMAGE_ENDINGS)
+            if unread := files.files(base + kind, UNREAD_ENDINGS):
+                warnings.warn(f"{files.root}/{base}{kind}/{unread[0]}{_and_more(unread)} of a kind that is not read, "
+                              "and passed over: save as JPEG.", stacklevel=4)
             if deeper := files.folders(base + kind):
                 warnings.warn(f"{files.root}/{base}{kind}/{deeper[0]} is a folder in a class's folder, and passed "
                               "over: put its images beside the others.", stacklevel=4)
@@ -790,6 +802,11 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
             labels += [classes.index(alias[kind if kind in alias else kind.lower()])] * len(images)
         found.append(_rows(files, ask.name, split, "", names, np.array(labels), classes=classes))
     return found
+
+
+def _and_more(names: Sequence[str]) -> str:
+    """What stands behind the first of some names: " is", or how many more there are."""
+    return " is" if len(names) == 1 else f" and {len(names) - 1:,} more are"
 
 
 # ------------------------------------------------------------------------------------------------- the packed pixels

@@ -11,6 +11,7 @@ import typing
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -672,6 +673,12 @@ def crop(folder: Path, out: Path, size: int, progress: bool | None) -> None:
     left_out = []
     for path, place in tqdm(places.items(), unit="photo", disable=None if progress is None else not progress):
         if place.exists():
+            side = size
+            with suppress(OSError), Image.open(place) as made:
+                side = made.width
+            if side != size:
+                raise FerlabError(f"{place} has {side} pixels a side, not {size}: give --size {side}, or another "
+                                  "--out.")
             continue
         try:
             photo = photos.read_photo(path)
@@ -865,21 +872,30 @@ def bench(grid: Path, root: Path | None, results: Path, runs: Path, jobs: int, o
 def report(results: Path, audits: Path, readme: Path | None) -> None:
     """Print what ferlab bench and the comparison of audits measured as Markdown tables.
 
-    And, apart from them, what papers report, from the file quoted.json beside the results.
+    With --readme they also take the place of what stands in that file between <!-- NAME --> and <!-- /NAME -->, NAME
+    being summary, balanced and results, and audits, quoted and speed where there are such.
+
+    And, apart from them, what papers report, from the file quoted.json beside the results, and what make bench
+    measured, from speed.json.
     """
     from ferlab import bench
 
     measured = bench.read_results(results)
+    failures = bench.read_failures(results)
+    if not measured and not failures:
+        raise FerlabError(f"There are no results in {results}: give the folder that ferlab bench --results wrote to.")
     parts = {"summary": bench.summary(measured), "balanced": bench.balance_table(measured),
              "results": bench.tables(measured)}
     if compared := bench.read_audits(audits):
         parts["audits"] = bench.audit_table(compared)
     if (papers := results.parent / "quoted.json").is_file():
         parts["quoted"] = bench.quoted_table(bench.quoted(papers))
+    if (speeds := results.parent / "speed.json").is_file():
+        parts["speed"] = bench.speed_table(speeds)
     if readme is not None:
         bench.update_readme(readme, parts)
     click.echo("\n\n".join(parts.values()))
-    for name, reason in bench.read_failures(results).items():
+    for name, reason in failures.items():
         click.echo(f"{name} failed: {reason}", err=True)
 
 

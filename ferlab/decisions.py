@@ -275,7 +275,8 @@ def _rows_of(faces: FaceSet, names: list[str], path: str | Path) -> np.ndarray:
         if name not in rows or name in twice:
             what = "stands for several faces" if name in twice else "is none"
             raise FerlabError(f"{path} names {name}, which {what} of the {len(faces):,} faces of "
-                              f"{faces.dataset or 'this data set'}, such as {next(iter(rows), 'none')}.")
+                              f"{faces.dataset or 'this data set'}, such as {next(iter(rows), 'none')}: take it out of "
+                              "the file, or leave no faces out, as --option train= and --skip-bad do.")
     return np.array([rows[name] for name in names], dtype=np.int64)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -215,7 +216,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
 
     The file is read without running code. Whatever wraps the weights, {"state_dict": …} or a prefix of their names
     ("module.", "backbone."), is taken off, and heads are ignored. Raises FerlabError if the file is missing or
-    unreadable, or if another weight is absent or misshapen.
+    unreadable, or if another weight is absent, misshapen or not finite, or one of a deeper ResNet.
     """
     if not path.is_file():
         raise FerlabError(f"There is no weights file at {path}: give the path of a .pth or .safetensors checkpoint.")
@@ -230,7 +231,8 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     except Exception as error:
         raise FerlabError(
             f"{path} cannot be read as plain weights ({type(error).__name__}), as it is damaged or holds more than "
-            "tensors. If you trust it: torch.save(torch.load(path, weights_only=False)[\"state_dict\"], new_path)"
+            "tensors. If you trust it, save its weights alone: found = torch.load(path, weights_only=False), then "
+            "torch.save(found.state_dict(), new_path) of a network, or of what the found dictionary calls state_dict."
         ) from error
     wanted = {k: v for k, v in backbone.state_dict().items() if not k.startswith("fc.")}
     first = next(iter(wanted))
@@ -243,11 +245,15 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
              if key.startswith(prefix) and isinstance(value, Tensor)}
     missing = [k for k in wanted if k not in plain and not k.endswith("num_batches_tracked")]
     misshapen = [k for k in wanted if k in plain and plain[k].shape != wanted[k].shape]
-    if missing or misshapen:
-        problem = missing[0] if missing else misshapen[0]
+    deeper = [k for k in plain if re.match(r"layer\d+\.\d+\.", k) and k not in wanted]  # a ResNet-34 for a ResNet-18
+    if problems := missing + misshapen + deeper:
         raise FerlabError(
-            f"{path} does not fit this backbone: {len(missing)} weights are missing and {len(misshapen)} have another "
-            f'shape, the first is "{problem}" (its own begin with {", ".join(list(state)[:3])}); choose the backbone '
-            "that the checkpoint was made with; other networks than torchvision's ResNets do not fit."
+            f"{path} does not fit this backbone: {len(missing)} weights are missing, {len(misshapen)} have another "
+            f'shape and {len(deeper)} have no place there, the first is "{problems[0]}" (its own begin with '
+            f"{', '.join(list(state)[:3])}); choose the backbone that the checkpoint was made with; other networks "
+            "than torchvision's ResNets do not fit."
         )
+    if broken := [k for k in wanted if k in plain and not plain[k].isfinite().all()]:
+        raise FerlabError(f'{path} holds numbers that are not finite, the first in "{broken[0]}": it is of a training '
+                          "that diverged; take another checkpoint.")
     backbone.load_state_dict({k: plain[k] for k in wanted if k in plain}, strict=False)

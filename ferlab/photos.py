@@ -11,6 +11,7 @@ Neural Networks 64, 2015), so its boxes fit them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ferlab.benchmarks import IMAGE_ENDINGS, MAX_PIXELS, plain_picture
+from ferlab.benchmarks import IMAGE_ENDINGS, MAX_PIXELS, UNREAD_ENDINGS, plain_picture
 from ferlab.errors import FerlabError
 
 SEARCHED = 1024  # pixels of the longer side of what the detector sees
@@ -33,12 +34,21 @@ FRAME = 1.07  # side of a face's box over that of the detector's, which was 0.93
 def photos_in(folder: str | Path, within: bool = False) -> list[Path]:
     """The photos in a folder, by name, and ``within`` also those in its folders; hidden files are not seen.
 
-    Raises FerlabError if there are none.
+    Warns of kinds that are not read, such as HEIC. Raises FerlabError if there are no photos.
     """
-    paths = (path for path in Path(folder).rglob("*") if not path.is_dir()) if within else Path(folder).iterdir()
-    found = sorted(path for path in paths if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."))
+    paths = [path for path in (Path(folder).rglob("*") if within else Path(folder).iterdir())
+             if not path.is_dir() and not path.name.startswith(".")]
+    found, unread = (sorted(path for path in paths if path.suffix.lower() in endings)
+                     for endings in (IMAGE_ENDINGS, UNREAD_ENDINGS))
+    told = ""
+    if unread:
+        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
+        told = f"{unread[0].name}{more}, of kinds that are not read: save as JPEG."
     if not found:
-        raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
+        raise FerlabError(f"There is only {told.replace(', of', f' in {folder}, of')}" if told else
+                          f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
+    if told:
+        warnings.warn(f"{folder} also holds {told}", stacklevel=2)
     return found
 
 

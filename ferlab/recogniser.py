@@ -19,7 +19,7 @@ from ferlab.data import FaceSet
 from ferlab.errors import FerlabError
 from ferlab.model import DRFER
 from ferlab.runs import Run, json_object, write_whole
-from ferlab.training import collect, method_class
+from ferlab.training import collect, without_faces
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -71,10 +71,7 @@ class Recogniser:
             if not isinstance(state, dict):
                 raise TypeError(f"a {type(state).__name__}, not a dict")
             classes = tuple(state["classes"])
-            nobody = FaceSet(np.zeros((0, config.size, config.size), np.uint8), np.zeros(0, np.int64), classes)
-            # the weights that training began with are not needed again
-            method = method_class(config.method)(config.replace(weights=None), nobody)
-            network = method.build_network()
+            network = without_faces(config, classes).build_network()
             network.load_state_dict(state[part])
             frequencies = state["frequencies"].cpu().double().numpy() if "frequencies" in state else None
             if frequencies is not None and frequencies.shape != (len(classes),):

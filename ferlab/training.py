@@ -154,6 +154,7 @@ class Trainer:
         self.leads = parallel.leads()
         progress = progress if self.leads else False
         self.bar_off = None if progress is None else not progress  # None: a bar on a terminal only
+        without_faces(config, self.train.classes)  # as it is made again to judge others: told before hours of training
         torch.manual_seed(config.seed)
         goes_on = run is not None and run.has_checkpoint  # which holds all weights: their first file may be gone
         self.method = method_class(config.method)(config.replace(weights=None) if goes_on else config, self.train)
@@ -246,8 +247,9 @@ class Trainer:
         if len(broken := (~losses.isfinite()).nonzero()):  # told after the epoch, of the first step
             kept = "; the last epoch's checkpoint is kept" if self.epoch else ""
             raise FerlabError(
-                f"The loss is not a number in epoch {self.epoch + 1} ({list(terms)[broken[0, 1]]}): lower the learning "
-                f"rate (now {config.learning_rate}) or its weight{kept}."
+                f"The loss is not a number in epoch {self.epoch + 1} ({list(terms)[broken[0, 1]]}), from step "
+                f"{int(broken[0, 0]) + 1} on: lower the learning rate (now {config.learning_rate}) or its weight; "
+                f"where it is so in the first step, mend the method or the weights it begins with{kept}."
             )
         return {"loss": dict(zip(terms, losses.mean(0).tolist(), strict=True))}
 
@@ -406,16 +408,32 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, config.learning_rate, momentum=0.9, nesterov=True)
 
 
+def without_faces(config: Config, classes: tuple[str, ...]) -> Method:
+    """The method of these settings, as a trained network needs it, without the weights that training began with.
+
+    Raises FerlabError where its ``__init__`` cannot do without faces."""
+    nobody = FaceSet(np.zeros((0, config.size, config.size), np.uint8), np.zeros(0, np.int64), classes)
+    try:
+        return method_class(config.method)(config.replace(weights=None), nobody)
+    except FerlabError:
+        raise
+    except Exception as error:  # whatever is wrong in a file of the user's
+        raise FerlabError(f"The method {config.method} cannot be made without faces ({type(error).__name__}: {error}), "
+                          "as is done to judge others by what it learned: let its __init__ do with none.") from error
+
+
 def method_class(name: str) -> type[Method]:
     """The method of that name: "plain", "drfer", or a file of ferlab/comparators."""
+    from ferlab import comparators
+
+    if name in ("plain", "drfer") and name in comparators.NAMES:
+        raise FerlabError(f"ferlab/comparators/{name}.py has the name of a method that is not there: rename the file.")
     if name == "plain":
         return Method
     if name == "drfer":
         from ferlab.drfer import DRFERMethod
 
         return DRFERMethod
-    from ferlab import comparators
-
     if name not in comparators.NAMES:
         raise FerlabError(f'There is no method "{name}": choose one of {", ".join(comparators.METHODS)}.')
     try:
@@ -433,17 +451,21 @@ def method_class(name: str) -> type[Method]:
 
 
 def method_source(name: str) -> str | None:
-    """A digest of the code, without its docstrings and comments, of a method in ferlab/comparators; None for others."""
-    module = method_class(name).__module__
-    if not module.startswith("ferlab.comparators."):
+    """A digest of the code, without its docstrings and comments, of a method in ferlab/comparators, with the methods
+    there that it is made of; None for others."""
+    modules = [m for m in dict.fromkeys(owner.__module__ for owner in method_class(name).__mro__)
+               if m.startswith("ferlab.comparators.") and not m.endswith("._parts")]
+    if not modules:
         return None
-    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_bytes())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    # alike in all versions of Python, as ast.unparse is not
-    code = [(type(node).__name__, [each for _, each in ast.iter_fields(node) if not isinstance(each, ast.AST | list)])
-            for node in ast.walk(tree)]
+    code = []
+    for module in modules:
+        tree = ast.parse(Path(str(sys.modules[module].__file__)).read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        # alike in all versions of Python, as ast.unparse is not
+        code += [(type(node).__name__, [each for _, each in ast.iter_fields(node)
+                                        if not isinstance(each, ast.AST | list)]) for node in ast.walk(tree)]
     return hashlib.sha256(repr(code).encode()).hexdigest()[:16]
 
 

@@ -77,6 +77,14 @@ def test_no_face_is_judged_by_a_network_that_saw_it(tmp_path, monkeypatch):
         assert not trained & unseen and len(trained | unseen) == 60
 
 
+def test_a_face_alone_in_its_class_is_not_judged(tmp_path):
+    faces, told = bars(31), []
+    faces.labels = np.where(np.arange(31) == 30, 2, faces.labels % 2)
+    found = audit(faces, settings(epochs=1), tmp_path, folds=2, tell=told.append)
+    assert found.score[30] < 1e-6 and not found.better[30] and found.order[-1] == 30
+    assert sum("the only face called" in line and "counts as right" in line for line in told) == 1
+
+
 def test_the_gallery_is_of_faces_whose_label_the_network_gives_them(monkeypatch):
     trainer = Trainer(settings(), Splits(bars(30, wrong=0.3), None, None))
     unseen, given = bars(9, seed=1), torch.from_numpy(trainer.train.labels)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import write_toy_faces
 
 from ferlab import benchmarks, training
 from ferlab.bench import (
@@ -23,6 +24,7 @@ from ferlab.bench import (
     frame,
     gap_closed,
     interval,
+    noise_name,
     quoted,
     quoted_table,
     read_audits,
@@ -32,10 +34,12 @@ from ferlab.bench import (
     run_cell,
     run_grid,
     shown_split,
+    speed_table,
     summary,
     table,
     tables,
     update_readme,
+    where,
 )
 from ferlab.config import profile
 from ferlab.errors import BusyError, FerlabError, WriteError
@@ -45,7 +49,8 @@ from ferlab.training import method_source
 
 ROOT = Path(__file__).parents[1]
 QUOTED = ROOT / "benchmarks" / "quoted.json"
-GRIDS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {QUOTED})
+SPEED = ROOT / "benchmarks" / "speed.json"
+GRIDS = sorted(set((ROOT / "benchmarks").glob("*.json")) - {QUOTED, SPEED})
 
 
 def grid_file(folder, **changes):
@@ -164,6 +169,31 @@ def test_a_training_that_fails_is_recorded_and_does_not_stop_the_grid(tmp_path, 
     assert written["settings"]["learning_rate"] == 1e30 and "scores" not in written
     outcome = ferlab("bench", path, "--results", tmp_path / "results")
     assert outcome.code == 2 and "tiny-plain-wild-symmetric30-3 failed: delete" in outcome.out
+
+
+def test_results_of_other_faces_are_not_added_to(tmp_path, toy_faces):
+    path = grid_file(tmp_path, data="folder", options={"size": 32}, seeds=[0], noise=[["given", 0.0]],
+                     schedules={"one": {"epochs": 1}, "two": {"epochs": 2}})
+    run_grid(path, tmp_path / "results", toy_faces, tmp_path / "runs", only="plain-one")
+    elsewhere = write_toy_faces(tmp_path / "elsewhere", {"train": 8, "valid": 4, "test": 4})
+    with pytest.raises(FerlabError, match=r"was measured on other training faces.*: check --root"):
+        run_grid(path, tmp_path / "results", elsewhere, tmp_path / "runs")
+    assert len(run_grid(path, tmp_path / "results", toy_faces, tmp_path / "runs")) == 1
+    assert {where(each).data for each in read_results(tmp_path / "results")} == {"tiny"}  # "folder" is no name
+
+
+def test_seeds_of_a_method_that_was_edited_meanwhile_are_not_averaged(tmp_path):
+    made = [measured(seed=seed) | {"method_settings": {}, "method_source": code} for seed, code in enumerate("ab")]
+    for each in made:
+        (tmp_path / f"{each['name']}.json").write_text(json.dumps(each))
+    with pytest.raises(FerlabError, match="differ in the method's code: measure one again"):
+        read_results(tmp_path)
+
+
+def test_rates_are_not_rounded_and_no_results_are_told(tmp_path, ferlab):
+    assert noise_name("symmetric", 0.125) == "symmetric 12.5%" and noise_name("symmetric", 0.3) == "symmetric 30%"
+    told = ferlab("report", "--results", tmp_path)
+    assert told.code == 2 and "There are no results in" in told.err
 
 
 def test_any_failure_is_recorded_with_its_kind(tmp_path, monkeypatch):
@@ -361,7 +391,7 @@ def test_the_gap_closed_is_the_share_of_the_way_to_true_labels():
 def test_a_data_set_without_label_rules(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(measured() | {"data": "folder", "rule": ""}))
     made = read_results(tmp_path)
-    assert tables(made).startswith("`folder`, 6 training faces") and len(frame(made)) == 2
+    assert tables(made).startswith("`tiny`, 6 training faces") and len(frame(made)) == 2
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "{", '{"name": "a grid"}', json.dumps(result()), json.dumps(
@@ -523,6 +553,7 @@ def test_the_summary_sets_dr_fer_beside_plain_training_and_the_best_other():
         made("plain", plain, test=0.8, noise="asymmetric"),  # nothing of DR-FER
     ]
     (row,) = cells(summary(results))
+    assert summary(results).endswith('--only "tiny-full-one-"`, and so with the others\' grid, method and schedule.')
     assert row == ["rendered (truth), test", "6 (48 px), small, CPU", "symmetric 30%", "81.0 ± 12.7 (40.5), one",
                    "79.0 (39.5) rul (of 2), one", "**86.0 ± 25.4** (43.0) full (of 2), one", "5.0 ± 12.7",
                    "90.0 (45.0)"]
@@ -543,7 +574,7 @@ def test_label_rules_are_not_mixed():
     rules = [measured(valid=a, test=a) | {"rule": rule} for rule, a in (("majority", 0.8), ("argmax", 0.7))]
     whole = [each | {"settings": vars(profile("quick", method="drfer")), "method": "full"} for each in rules]
     plain = [each | {"settings": vars(profile("quick", method="plain"))} for each in rules]
-    rows = summary(plain + whole).splitlines()[2:]
+    rows = summary(plain + whole).splitlines()[2:4]
     assert [row.split("|")[1].strip() for row in rows] == ["rendered (argmax), test", "rendered (majority), test"]
     assert "70.0 (35.0)" in rows[0] and "80.0 (40.0)" in rows[1] and "±" not in rows[0] + rows[1]
     assert len(best_schedules(plain)) == 2 and tables(plain).count("48 pixels, test split") == 2
@@ -583,8 +614,22 @@ def test_readme_quotes_the_recorded_results_and_nothing_else():
     for name, made in (("summary", summary(measured)), ("results", tables(measured)),
                        ("balanced", balance_table(measured)),
                        ("audits", audit_table(read_audits(ROOT / "benchmarks" / "audit"))),
-                       ("quoted", quoted_table(quoted(QUOTED)))):
+                       ("quoted", quoted_table(quoted(QUOTED))),
+                       ("speed", speed_table(SPEED))):
         assert text.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].strip() == made.strip()
+
+
+def test_speeds_are_told_with_what_they_were_measured_on_and_how_many_times_the_fastest_they_are(tmp_path):
+    path = tmp_path / "speed.json"
+    on = {"processor": "A chip", "device": "CPU, 2 threads", "precision": "float32", "torch": "2.9.1"}
+    systems = {"slow": {"seconds": 12.0}, "ours": {"seconds": 0.0075, "GB": 0.5}, "theirs": {"seconds": 0.0111}}
+    path.write_text(json.dumps({"environment": on, "groups": {"sorting": systems}}))
+    head, _, row = speed_table(path).splitlines()
+    assert "(A chip, 2 threads, float32, torch 2.9.1)" in head
+    assert row == "| sorting | slow 12 s (1600); ours 7.5 ms, 0.5 GB; theirs 11 ms (1.5) |"
+    path.write_text("{}")
+    with pytest.raises(FerlabError, match="is no record of speeds: make it again with python -m pytest"):
+        speed_table(path)
 
 
 def test_readme_is_updated_between_its_markers_only(tmp_path):

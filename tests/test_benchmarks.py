@@ -361,6 +361,18 @@ def test_folders_below_a_class_are_told(root):
         assert lengths(benchmarks.load("folder", root, size=32)) == [4, None, None]
 
 
+def test_images_that_are_passed_over_and_classes_called_nearly_alike_are_told(root):
+    fakes.folders(root, ["train"], kinds=["Cross", "cross", "merry"])
+    (root / "train/merry/me.HEIC").write_bytes(b"of a kind that is not read")
+    (root / "train/loose.png").write_bytes((root / "train/merry/0.png").read_bytes())
+    with pytest.warns(UserWarning) as told:
+        assert lengths(benchmarks.load("folder", root, size=32)) == [6, None, None]
+    text = "\n".join(str(warning.message) for warning in told)
+    assert "two classes called 'Cross' and 'cross'" in text
+    assert "train/loose.png is in no class's folder" in text
+    assert "train/merry/me.HEIC is of a kind that is not read" in text and len(told) == 3
+
+
 def test_names_are_of_one_split(root):
     splits = benchmarks.load("folder", fakes.folders(root), size=32)
     names = [name for faces in splits for name in faces.names.tolist()]

@@ -683,6 +683,30 @@ def test_the_source_of_a_method_is_its_code_without_its_story(tmp_path, monkeypa
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_the_source_of_a_method_is_also_that_of_the_methods_it_is_made_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(rul, "RUL", type("Plus", (scn.SCN,), {"__module__": rul.__name__}))
+    before, alone = method_source("rul"), method_source("scn")
+    (tmp_path / "scn.py").write_text("x = 1")
+    monkeypatch.setattr(scn, "__file__", str(tmp_path / "scn.py"))
+    assert method_source("rul") != before and method_source("scn") != alone
+
+
+def test_a_file_with_the_name_of_another_method_is_told(monkeypatch):
+    monkeypatch.setattr(comparators, "NAMES", ("plain", *comparators.NAMES))
+    with pytest.raises(FerlabError, match=r"comparators/plain.py has the name of a method.*: rename the file"):
+        method_class("plain")
+
+
+def test_a_method_that_needs_faces_is_told_before_it_is_trained(monkeypatch):
+    def needs_faces(self, config, train):
+        super(scn.SCN, self).__init__(config, train)
+        self.brightest = train.images[:10].max()
+
+    monkeypatch.setattr(scn.SCN, "__init__", needs_faces)
+    with pytest.raises(FerlabError, match=r"scn cannot be made without faces \(ValueError.*let its __init__"):
+        Trainer(settings(method="scn"), Splits(bars(12), None, None))
+
+
 def test_a_network_that_does_not_tell_its_size_is_refused(monkeypatch):
     monkeypatch.setattr(Method, "build_network", lambda self: torch.nn.Linear(2, 2))
     with pytest.raises(FerlabError, match="attribute size"):

@@ -188,6 +188,8 @@ def test_safetensors_are_read_too(tmp_path):
 @pytest.mark.parametrize("content, told", [
     (lambda: {"conv1.weight": torch.ones(4, 3, 3, 3)}, "5 weights are missing"),
     (lambda: Trunk(8).state_dict(), "another shape"),
+    (lambda: Trunk().state_dict() | {"layer3.2.conv1.weight": torch.ones(2)}, "1 have no place there.*layer3.2.conv1"),
+    (lambda: Trunk().state_dict() | {"bn1.bias": torch.full((4,), torch.nan)}, "not finite.*bn1.bias"),
     (lambda: {"unrelated": torch.ones(2)}, "no weights of a ResNet"),
     (lambda: {"conv1.weight": "text"}, "missing"),
     (lambda: {"net.conv1.weight": torch.ones(2), 7: 1}, "begin with net.conv1.weight, 7.*do not fit"),

@@ -153,11 +153,21 @@ def test_faces_are_cut_out_into_their_photos_folders(scene: np.ndarray, tmp_path
     assert ferlab(*command, tmp_path / "faces").out == cut.out  # goes on, and makes no face twice
     assert (tmp_path / "faces" / "train" / "happy" / "a.png").read_bytes() == b"as it was"
     assert "lies in" in ferlab(*command, tmp_path / "photos" / "faces").err
+    other = ferlab("data", "crop", tmp_path / "photos", "--size", 48, "--out", tmp_path / "faces")
+    assert other.code == 2 and "has 64 pixels a side, not 48: give --size 64, or another --out" in other.err
+    assert Image.open(tmp_path / "faces" / "valid" / "happy" / "b.png").width == 64
     (tmp_path / "photos" / "train" / "sad" / "wall.jpg").write_bytes(b"")
     twins = ferlab(*command, tmp_path / "others")
     assert twins.code == 2 and "same name but for its ending" in twins.err and not (tmp_path / "others").exists()
     (tmp_path / "empty").mkdir()
     assert "no photos" in ferlab("data", "crop", tmp_path / "empty", "--out", tmp_path / "others").err
+    for name in ("a.HEIC", "b.avif"):
+        (tmp_path / "empty" / name).write_bytes(b"of a kind that is not read")
+    told = ferlab("data", "crop", tmp_path / "empty", "--out", tmp_path / "others")
+    assert told.code == 2 and "There is only a.HEIC and 1 more in" in told.err and "save as JPEG" in told.err
+    Image.fromarray(scene).save(tmp_path / "empty" / "c.png")
+    with pytest.warns(UserWarning, match="also holds a.HEIC and 1 more, of kinds that are not read"):
+        assert ferlab("data", "crop", tmp_path / "empty", "--out", tmp_path / "others").code == 0
 
 
 def test_the_packaged_recogniser_has_a_card_that_tells_its_accuracy(scene: np.ndarray):
