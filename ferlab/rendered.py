@@ -715,6 +715,7 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
     folder = cache_directory(cache) / f"rendered-v{VERSION}-size{size}-seed{seed}-{train}-{valid}-{test}"
     try:
         if not folder.exists():
+            _check_room(folder, sum(counts.values()) * size * size * 3)
             _render_all(folder, size, seed, counts, workers, progress)
     except OSError as error:
         if not folder.exists():                          # else another process was first, with the same bytes
@@ -724,6 +725,14 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
         return Splits(*(_open(folder, split) if count else None for split, count in counts.items()))
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise FerlabError(f"rendered: {folder} is damaged ({error}); delete it to have it made anew.") from error
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """FerlabError where the images' bytes do not fit on the folder's disk."""
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if needed > (left := shutil.disk_usage(there).free):
+        raise FerlabError(f"rendered: so many faces take {needed / 1e9:,.0f} GB, and {there} has {left / 1e9:,.1f} GB "
+                          "left; ask for fewer or smaller ones, or pass cache=FOLDER or set FERLAB_CACHE.")
 
 
 def _check_size(size) -> None:

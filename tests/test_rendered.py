@@ -151,7 +151,8 @@ def test_prototypes():
 
 @pytest.mark.parametrize(("arguments", "said"), [
     ({"size": 23}, "24 to 512"), ({"size": 513}, "24 to 512"), ({"size": 64.5}, "24 to 512"),
-    ({"train": -1}, "train=-1"), ({"seed": -3}, "seed=-3"), ({"test": 2.5}, "test=2.5"), ({"workers": 0}, "workers=0")])
+    ({"train": -1}, "train=-1"), ({"seed": -3}, "seed=-3"), ({"test": 2.5}, "test=2.5"), ({"workers": 0}, "workers=0"),
+    ({"train": 10**9}, "so many faces take 12,288 GB")])
 def test_bad_arguments_are_told_in_one_sentence(arguments, said, tmp_path):
     with pytest.raises(FerlabError, match=said):
         rendered.load(cache=tmp_path, **arguments)
