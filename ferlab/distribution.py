@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ferlab.errors import FerlabError
+
 
 def distribution_shift(embeddings: Tensor, mean: Tensor, std: Tensor, count: float) -> Tensor:
     """How far each class's (mean, std) would move if each embedding joined it: [B, C], >= 0, lower = nearer.
@@ -21,14 +23,22 @@ def distribution_shift(embeddings: Tensor, mean: Tensor, std: Tensor, count: flo
         shift    = ||mu' - mu||^2 + ||sigma' - sigma||^2
 
     embeddings: [B, D]; mean, std: [C, D]; count: one effective n for all classes, so that a big class, which any
-    newcomer moves little, is not near to everybody. NumPy arrays are taken too.
+    newcomer moves little, is not near to everybody. NumPy arrays are taken too. Raises FerlabError for a count that is
+    not above 0, or shapes that do not match.
     """
     embeddings, mean, std = (torch.as_tensor(a) for a in (embeddings, mean, std))
-    n = count
+    n, dtype = count, embeddings.dtype
+    if not 0 < n < float("inf"):
+        raise FerlabError(f"The count is {n}: give a number of members above 0.")
+    if embeddings.ndim != 2 or mean.ndim != 2 or mean.shape != std.shape or embeddings.shape[1] != mean.shape[1]:
+        raise FerlabError(f"Embeddings {tuple(embeddings.shape)}, means {tuple(mean.shape)} and standard deviations "
+                          f"{tuple(std.shape)} do not match: give [B, D], [C, D] and [C, D].")
+    if n > 100:  # sigma' - sigma would cancel in single precision
+        embeddings, mean, std = embeddings.double(), mean.double(), std.double()
     # sigma' expands to a term linear in the squared offset, which a [B, C, D] tensor has to hold
     offset = embeddings[:, None, :] - mean  # [B, C, D]
     new_std = (n / (n + 1) * (std.square() + offset.square() / (n + 1))).clamp(min=1e-12).sqrt()
-    return (offset / (n + 1)).square().sum(-1) + (new_std - std).square().sum(-1)
+    return ((offset / (n + 1)).square().sum(-1) + (new_std - std).square().sum(-1)).to(dtype)
 
 
 class ClassDistributions(nn.Module):

@@ -6,6 +6,7 @@ and the shared mixture are ours.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -132,6 +133,23 @@ def fit_two_gaussians(
     return mixture
 
 
+def _one_heap(losses: np.ndarray) -> float:
+    """Mean log density of sorted losses, not all equal, under the better of two skewed heaps over their range: a gamma
+    and a beta distribution, the latter unless it is high at both ends."""
+    from scipy import stats
+
+    losses = losses[np.linspace(0, len(losses) - 1, min(len(losses), 10_000)).astype(int)]
+    spread = np.ptp(losses) * len(losses) / (len(losses) - 1)
+    place = (losses - losses[0]) / spread + 0.5 / len(losses)  # in (0, 1)
+    shape, _, scale = stats.gamma.fit(place, floc=0)
+    best = stats.gamma.logpdf(place, shape, 0, scale).mean()
+    with suppress(RuntimeError):  # of tails so long that no beta fits
+        a, b, _, _ = stats.beta.fit(place, floc=0, fscale=1)
+        if max(a, b) >= 0.75:  # evenly spread losses have 1, as far as a few can tell
+            best = max(best, stats.beta.logpdf(place, a, b).mean())
+    return float(best - np.log(spread))
+
+
 class ClassMixture:
     """Clean probability from per-sample losses and given labels.
 
@@ -139,11 +157,9 @@ class ClassMixture:
     tied: both components share their variance. Untied ones are repaired to be monotone.
     minimum: fewer samples are not split.
     separation: nor are losses whose components, each with a variance of its own, are closer than this (Ashman's D), or
-    which a single Gaussian explains as well (Bayesian information criterion). Roots of losses of FER+ (majority rule,
-    right by definition) had a D of 1.5 to 1.8 over three splits, of FER2013 1.9, of rendered faces with 30 % of
-    annotators' noise 2.2 and more, of symmetric noise 2.6 and more: a rule of thumb. Few losses of one skewed heap
-    (exponential, half-normal or lognormal) are often split all the same, 40 in half of the draws, 200 in up to half,
-    1,000 hardly ever but for the half-normal; evenly spread ones always are.
+    which one heap explains as well, a Gaussian or a skewed one (by the Bayesian information criterion). Roots of losses
+    of FER+ (majority rule, right by definition) had a D of 1.5 to 1.8 over three splits, of FER2013 1.9, of rendered
+    faces with 30 % of annotators' noise 2.2 and more, of symmetric noise 2.6 and more: a rule of thumb.
     In scope "class", the faces of a class that is not split all count as clean; so do all faces if the shared mixture
     does not separate.
 
@@ -168,7 +184,7 @@ class ClassMixture:
         """Fit to losses [N] (any finite score that is higher for wrong labels) and given labels int [N].
 
         Losses of +inf or NaN count as the highest finite loss, -inf as the lowest. Raises FerlabError if the lengths
-        differ.
+        differ, and for labels that are no whole numbers from 0 on.
         """
         losses, labels = self._checked(losses, labels)
         self.mixtures: dict[int, TwoGaussians | None] = {}
@@ -197,6 +213,8 @@ class ClassMixture:
         losses, labels = as_array(losses, np.float64), as_array(labels)
         if losses.shape != labels.shape or losses.ndim != 1:
             raise FerlabError(f"{losses.shape} losses and {labels.shape} labels do not match: give [N] and [N].")
+        if labels.dtype.kind in "if" and len(labels) and (labels.min() < 0 or (labels % 1 != 0).any()):
+            raise FerlabError("Labels must be whole numbers from 0 on: give the class of each loss.")
         finite = losses[np.isfinite(losses)]
         lowest, highest = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
         return np.nan_to_num(losses, nan=highest, posinf=highest, neginf=lowest), labels
@@ -210,9 +228,11 @@ class ClassMixture:
         free = fit_two_gaussians(losses, tied=False) if self.tied else mixture
         if mixture is None or free is None or free.separation < self.separation:
             return None, "not separated"
-        two = np.logaddexp(*mixture.log_densities(losses)).sum()
-        one = -0.5 * len(losses) * (np.log(2 * np.pi * losses.var()) + 1)
-        penalty = 0.5 * (2 if self.tied else 3) * np.log(len(losses))
-        if two - one < penalty:
+        two = np.logaddexp(*mixture.log_densities(losses)).mean()
+        one = -0.5 * (np.log(2 * np.pi * losses.var()) + 1)
+        for_each = 0.5 * np.log(len(losses)) / len(losses)  # more parameters that two heaps have than one
+        if two - one < (2 if self.tied else 3) * for_each:
+            return None, "not separated"
+        if np.logaddexp(*free.log_densities(losses)).mean() - _one_heap(losses) < 2 * for_each:  # 5 parameters, and 3
             return None, "not separated"
         return mixture, "shared" if self.scope == "shared" else "split"

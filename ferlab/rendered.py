@@ -692,7 +692,8 @@ def load(size: int = 64, seed: int = 0, train: int = 6000, valid: int = 1000, te
     """The rendered faces: on the first call they are drawn (about 100 a second), later they open from the cache.
 
     size: pixels, 24 to 512. train, valid, test: number of faces; a split of 0 faces is None. cache: folder, else
-    $FERLAB_CACHE, else ferlab in the user's cache directory. workers: threads (None = one a core); their number does
+    $FERLAB_CACHE, else ferlab in the user's cache directory. Other numbers make other faces: the first 30 of 60 are not
+    those of 30. workers: threads (None = one a core); their number does
     not change a byte. progress: True or False shows or hides the bar, None shows it on a terminal.
 
     Each FaceSet has RGB images uint8 [N, size, size, 3] (a read-only memory map), labels = truth, the votes of ten

@@ -38,8 +38,8 @@ def class_average_precision(
     """Average precision of every class in the ranking of the gallery by similarity to each query: [Q, C] in [0, 1].
 
     Higher = the class ranks higher. Similarity is the inner product: give l2-normalised rows for the cosine. Equally
-    similar items form one rank, as in scikit-learn's ``average_precision_score``, so their order does not matter. A
-    class without gallery items has AP 0.
+    similar items, equal rows of the gallery among them, form one rank, as in scikit-learn's
+    ``average_precision_score``, so their order does not matter. A class without gallery items has AP 0.
 
     queries: [Q, D]; gallery: [N, D]; gallery_labels: int [N] in [0, num_classes).
     top_k: look at the first k ranks only (ties with the k-th included); a class's AP is then over min(n_c, k) items.
@@ -59,6 +59,7 @@ def class_average_precision(
     labels = torch.as_tensor(gallery_labels, device=gallery.device).long()
     _check(queries, gallery, labels, num_classes, top_k)
     counts = torch.bincount(labels, minlength=num_classes)  # [C]
+    repeat, original = _repeats(gallery)
     excluded = None if exclude is None else torch.as_tensor(exclude, device=gallery.device).long()
 
     on_cpu = gallery.device.type == "cpu"
@@ -89,9 +90,26 @@ def class_average_precision(
         side_by_side = map if workers == 1 else threads.map  # a thread of its own would have to find the GPU anew
         for start in range(0, len(queries), chunk):
             similarity = queries[start : start + chunk] @ gallery.T  # by all threads of PyTorch; then one a block,
+            similarity[:, repeat] = similarity[:, original]
             share = -(-len(similarity) // workers)  # for sorting lets go of the interpreter
             parts += side_by_side(some, range(start, len(queries), share), similarity.split(share))
     return torch.cat(parts)
+
+
+def _repeats(gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a gallery [N, D] that are equal to an earlier one, int [M], and the first such, int [M].
+
+    Their similarities have to be equal, too, and products are rounded as the place in the matrix has it.
+    """
+    some = gallery if gallery.numel() < 2**22 else gallery[:, :: -(-gallery.shape[1] // 16)]  # enough to tell apart
+    bits = (some + 0.0).contiguous().view(torch.int64 if some.dtype == torch.float64 else torch.int32)  # no -0.0
+    weight = torch.randint(2**62, (bits.shape[1],), generator=torch.Generator().manual_seed(0)).to(bits.device)
+    _, group = (bits * weight).sum(1).unique(return_inverse=True)
+    row = torch.arange(len(gallery), device=gallery.device)
+    first = torch.full_like(row, len(gallery)).scatter_reduce(0, group, row, "amin")[group]
+    repeat = torch.nonzero(first != row).squeeze(1)
+    repeat = repeat[(gallery[repeat] == gallery[first[repeat]]).all(1)]
+    return repeat, first[repeat]
 
 
 def _ranking(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -211,8 +229,8 @@ def _check(queries: Tensor, gallery: Tensor, labels: Tensor, num_classes: int, t
         )
     if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
         raise FerlabError(f"Gallery labels span {int(labels.min())}..{int(labels.max())}: give 0..{num_classes - 1}.")
-    if top_k is not None and top_k < 1:
-        raise FerlabError(f"top_k is {top_k}: give at least 1, or None for the whole ranking.")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1):
+        raise FerlabError(f"top_k is {top_k!r}: give a whole number from 1 on, or None for the whole ranking.")
     if not all(torch.isfinite(torch.stack(x.aminmax())).all() for x in (queries, gallery) if x.numel()):
         raise FerlabError("An embedding is not finite: the training has diverged; lower the learning rate.")
 
@@ -224,8 +242,12 @@ def relabel(average_precision: Tensor | np.ndarray, sharpness: float = 1.0) -> T
 
     average_precision: [Q, C]; negative values (chance-corrected APs) count as 0; a row without a positive AP becomes
     uniform. sharpness: the APs are raised to this power first; 1 is the source's, higher = more decided (ours).
+    Raises FerlabError for what is no table of numbers.
     """
     similarity = torch.as_tensor(average_precision).clamp(min=0)
+    if similarity.ndim != 2 or similarity.isnan().any():
+        raise FerlabError(f"Average precisions {tuple(similarity.shape)} are no table of numbers: give [Q, C] without "
+                          "nan.")
     best = similarity.max(1, keepdim=True).values
     similarity = torch.where(best > 0, similarity / best, 1.0) ** sharpness  # relative, so that no power underflows
     return similarity / similarity.sum(1, keepdim=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ferlab.distribution import ClassDistributions, distribution_contrastive_loss, distribution_shift
+from ferlab.errors import FerlabError
 
 
 @settings(max_examples=100, deadline=None)
@@ -145,3 +146,20 @@ def test_statistics_are_in_single_precision_whatever_the_training_multiplies_in(
     with torch.autocast("cpu", torch.bfloat16):
         half.update(embeddings, labels, weight)
     assert torch.equal(exact.mean, half.mean) and torch.equal(exact.square, half.square)
+
+
+@pytest.mark.parametrize("count", [1.0, 10.0, 1e4, 1e6])
+def test_single_precision_is_enough_for_every_count(count):
+    generator = torch.Generator().manual_seed(0)
+    points, mean, std = (torch.randn(size, generator=generator) for size in ((50, 64), (3, 64), (3, 64)))
+    single = distribution_shift(points, mean, std.abs() + 0.5, count)
+    double = distribution_shift(points.double(), mean.double(), std.abs().double() + 0.5, count)
+    assert single.dtype == torch.float32 and torch.allclose(single.double(), double, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("bad", [{"count": 0}, {"count": -1}, {"count": float("nan")}, {"count": float("inf")},
+                                 {"mean": torch.zeros(2, 4)}, {"std": torch.ones(1, 3)}])
+def test_what_is_no_distribution_is_told(bad):
+    with pytest.raises(FerlabError, match="above 0|do not match"):
+        distribution_shift(**{"embeddings": torch.zeros(5, 3), "mean": torch.zeros(2, 3), "std": torch.ones(2, 3),
+                              "count": 10, **bad})

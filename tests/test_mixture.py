@@ -219,7 +219,8 @@ def test_one_skewed_heap_is_not_split(tied):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_losses_are_split_where_the_bayesian_information_criterion_asks_for_it(tied):
+def test_losses_are_split_where_the_bayesian_information_criterion_asks_for_it(tied, monkeypatch):
+    monkeypatch.setattr("ferlab.mixture._one_heap", lambda losses: -np.inf)  # skewed ones have a test of their own
     asked = set()
     for seed in range(40):
         losses, _ = planted(np.random.default_rng(seed), 100, 0, 2.5, 1, 1)
@@ -274,3 +275,38 @@ def test_a_class_that_fit_has_not_seen_is_judged_by_a_mixture_of_all(scope, unse
     losses = np.concatenate([rng.normal(0, 1, 300), rng.normal(8, 1, 300)])
     mixture = ClassMixture(scope).fit(losses, np.zeros(600, int))
     assert mixture.predict([8.0, 0.0], [1, 1]) == pytest.approx([unseen, 1.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("count", [60, 200, 1000])
+@pytest.mark.parametrize("heap", [
+    np.random.Generator.random, np.random.Generator.exponential, np.random.Generator.standard_normal,
+    lambda rng, size: np.abs(rng.normal(size=size)), lambda rng, size: rng.beta(2, 5, size),
+    lambda rng, size: rng.gamma(2, size=size), lambda rng, size: rng.lognormal(0, 0.5, size),
+    lambda rng, size: np.sqrt(rng.exponential(size=size))],
+    ids=["uniform", "exponential", "normal", "half-normal", "beta", "gamma", "lognormal", "Rayleigh"])
+def test_one_heap_of_any_common_shape_is_not_split(heap, count):
+    split = 0
+    for seed in range(10):
+        losses = heap(np.random.default_rng(seed), size=count)
+        mixture = ClassMixture().fit(losses, np.zeros(count, int))
+        split += mixture.status[0] != "not separated"
+        assert mixture.status[0] == "split" or (mixture.clean_probability == 1).all()
+    assert split <= 1
+
+
+@pytest.mark.parametrize("count", [60, 200, 1000])
+def test_two_heaps_that_can_be_told_apart_are_split(count):
+    for seed in range(10):
+        losses, _ = planted(np.random.default_rng(seed), count, 0, 5, 1, 1)
+        assert ClassMixture().fit(losses, np.zeros(count, int)).status == {0: "split"}
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.0], [-1, 0]])
+def test_labels_that_are_no_classes_are_told(labels):
+    with pytest.raises(FerlabError, match="whole numbers from 0 on"):
+        ClassMixture().fit([1.0, 2.0], labels)
+
+
+def test_tails_that_no_beta_distribution_fits_are_no_error():
+    losses = np.random.default_rng(2).standard_cauchy(5000)
+    assert ClassMixture("shared").fit(losses, np.zeros(5000, int)).clean_probability.shape == (5000,)

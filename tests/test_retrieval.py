@@ -164,11 +164,26 @@ def test_chance_correction_takes_a_random_ranking_to_zero(top_k):
     assert plain.mean(0)[0] > plain.mean(0)[2] + 0.2  # what the correction is there for
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dimensions", [3, 200])
+def test_equal_rows_of_the_gallery_are_one_rank(dtype, dimensions):
+    rng = np.random.default_rng(45)
+    different = rng.normal(size=(6, dimensions))
+    which, labels = rng.integers(0, 6, 37), rng.integers(0, 4, 37)
+    gallery, queries = different[which].astype(dtype), rng.normal(size=(20, dimensions)).astype(dtype)
+    ours = class_average_precision(queries, gallery, labels, 4)
+    similarity = (queries.astype(np.float64) @ different.astype(dtype).astype(np.float64).T)[:, which]  # exact ties
+    theirs = [[average_precision_score(labels == c, row) for c in range(4)] for row in similarity]
+    assert np.abs(ours.numpy() - theirs).max() < 1e-6
+    assert torch.equal(ours, class_average_precision(queries, gallery[::-1].copy(), labels[::-1].copy(), 4))
+    assert torch.equal(ours[3:4], class_average_precision(queries[3:4], gallery, labels, 4))
+
+
 def test_bad_galleries_are_refused():
     queries, gallery, labels = np.eye(3), np.eye(3), [0, 1, 2]
     for bad in [dict(gallery=gallery[:0], gallery_labels=[]), dict(gallery=gallery[:, :2]), dict(gallery_labels=[0, 1]),
                 dict(gallery_labels=[0, 1, 3]), dict(gallery_labels=[0, 1, -1]), dict(queries=queries * np.nan),
-                dict(top_k=0)]:
+                dict(top_k=0), dict(top_k=1.5), dict(top_k=True), dict(top_k="3")]:
         with pytest.raises(FerlabError):
             class_average_precision(**{"queries": queries, "gallery": gallery, "gallery_labels": labels,
                                        "num_classes": 3, **bad})
@@ -241,3 +256,9 @@ def test_where_nothing_compiled_can_be_kept_it_is_compiled_anew(monkeypatch):
         return 2 * x
 
     assert twice(3) == 6 and twice.nopython_signatures
+
+
+@pytest.mark.parametrize("bad", [[0.1, 0.9], [[np.nan, 1.0]]])
+def test_what_is_no_table_of_average_precisions_is_told(bad):
+    with pytest.raises(FerlabError, match="no table of numbers"):
+        relabel(bad)
