@@ -427,7 +427,7 @@ def method_class(name: str) -> type[Method]:
     from ferlab import comparators
 
     if name in ("plain", "drfer") and name in comparators.NAMES:
-        raise FerlabError(f"ferlab/comparators/{name}.py has the name of a method that is not there: rename the file.")
+        raise FerlabError(f"ferlab/comparators/{name}.py has the name of a method of ferlab's own: rename the file.")
     if name == "plain":
         return Method
     if name == "drfer":
