@@ -40,15 +40,14 @@ def photos_in(folder: str | Path, within: bool = False) -> list[Path]:
              if not path.is_dir() and not path.name.startswith(".")]
     found, unread = (sorted(path for path in paths if path.suffix.lower() in endings)
                      for endings in (IMAGE_ENDINGS, UNREAD_ENDINGS))
-    told = ""
+    if not found and not unread:
+        raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
     if unread:
-        more = f" and {len(unread) - 1:,} more" if len(unread) > 1 else ""
-        told = f"{unread[0].name}{more}, of kinds that are not read: save as JPEG."
-    if not found:
-        raise FerlabError(f"There is only {told.replace(', of', f' in {folder}, of')}" if told else
-                          f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
-    if told:
-        warnings.warn(f"{folder} also holds {told}", stacklevel=2)
+        some = unread[0].name + (f" and {len(unread) - 1:,} more" if len(unread) > 1 else "")
+        why = "of kinds that are not read: save as JPEG."
+        if not found:
+            raise FerlabError(f"There is only {some} in {folder}, {why}")
+        warnings.warn(f"{folder} also holds {some}, {why}", stacklevel=2)
     return found
 
 
