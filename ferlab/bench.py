@@ -34,7 +34,7 @@ from ferlab.runs import Run, json_object, write_json, write_text
 if TYPE_CHECKING:
     import pandas
 
-    from ferlab.data import Splits
+    from ferlab.data import FaceSet, Splits
 
 BALANCES = 0.25, 0.5, 0.75, 1.0  # of the classes, that results are also scored with (``metrics.balanced``)
 
@@ -190,9 +190,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # cells run side by side
-    splits = _faces(cell)
-    train, settings = splits.train, cell.config()
-    assert train is not None
+    train, splits = _faces(cell)
+    settings = cell.config()
     result = {
         "name": cell.name, "data": cell.data, "options": cell.options, "rule": train.rule,
         "noise": cell.noise, "rate": cell.rate, "achieved": train.noise, "method": cell.method,
@@ -227,8 +226,8 @@ def run_cell(cell: Cell, runs_folder: Path) -> dict:
     }
 
 
-def _faces(cell: Cell) -> Splits:
-    """The splits that a cell is trained and scored on, with its noise among the training labels."""
+def _faces(cell: Cell) -> tuple[FaceSet, Splits]:
+    """The faces that a cell is trained on, with its noise among their labels, and the splits with them."""
     from ferlab import benchmarks
 
     splits = benchmarks.load(cell.data, cell.root, **cell.options)
@@ -237,9 +236,10 @@ def _faces(cell: Cell) -> Splits:
     if splits.valid is None:
         raise FerlabError(f'{cell.data} has no validation faces, which choose the schedule: give the grid "options": '
                           '{"holdout": 0.1}.')
-    if cell.noise in ("none", "given"):
-        return splits
-    return splits._replace(train=splits.train.with_noise(cell.noise, cell.rate, cell.seed))
+    train = splits.train
+    if cell.noise not in ("none", "given"):
+        train = train.with_noise(cell.noise, cell.rate, cell.seed)
+    return train, splits._replace(train=train)
 
 
 def run_cell_once(cell: Cell, results: Path, runs_folder: Path, wait: bool = False) -> dict | None:
@@ -322,10 +322,10 @@ def _made_before(cells: list[Cell], results: Path) -> list[dict]:
 def _check_faces(made: list[dict], cells: list[Cell], results: Path) -> None:
     """FerlabError if a result, the first that tells, is of other training faces or labels than the cell's are here."""
     told = next((result for result in made if "fingerprint" in result), None)
-    if told is None or all(cell.name in {result["name"] for result in made} for cell in cells):
+    if told is None or len(made) == len(cells):
         return  # nothing is to be added to them
-    train = _faces(next(cell for cell in cells if cell.name == told["name"])).train
-    if train is not None and train.fingerprint != told["fingerprint"]:
+    train, _ = _faces(next(cell for cell in cells if cell.name == told["name"]))
+    if train.fingerprint != told["fingerprint"]:
         raise FerlabError(f"{results / told['name']}.json was measured on other training faces or labels than are "
                           "here: check --root, or give other --results and --runs.")
 

@@ -787,14 +787,11 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     for split in (split for split in splits if split in places):
         names, labels = [], []
         base = places[split] and f"{places[split]}/"
-        if loose := files.files(places[split], IMAGE_ENDINGS):
-            warnings.warn(f"{files.root}/{base}{loose[0]}{_and_more(loose)} in no class's folder, and passed over.",
-                          stacklevel=4)
+        _pass_over(files, base, files.files(places[split], IMAGE_ENDINGS), "in no class's folder, and passed over.")
         for kind in kinds[places[split]]:
             images = files.files(base + kind, IMAGE_ENDINGS)
-            if unread := files.files(base + kind, UNREAD_ENDINGS):
-                warnings.warn(f"{files.root}/{base}{kind}/{unread[0]}{_and_more(unread)} of a kind that is not read, "
-                              "and passed over: save as JPEG.", stacklevel=4)
+            _pass_over(files, f"{base}{kind}/", files.files(base + kind, UNREAD_ENDINGS),
+                       "of a kind that is not read, and passed over: save as JPEG.")
             if deeper := files.folders(base + kind):
                 warnings.warn(f"{files.root}/{base}{kind}/{deeper[0]} is a folder in a class's folder, and passed "
                               "over: put its images beside the others.", stacklevel=4)
@@ -804,9 +801,16 @@ def _read_folders(files: _Files, splits: Sequence[str], ask: _Ask) -> list[_Rows
     return found
 
 
-def _and_more(names: Sequence[str]) -> str:
-    """What stands behind the first of some names: " is", or how many more there are."""
-    return " is" if len(names) == 1 else f" and {len(names) - 1:,} more are"
+def _pass_over(files: _Files, folder: str, names: Sequence[str], why: str) -> None:
+    """Warn of the names in a folder, if there are any."""
+    if names:
+        verb = "is" if len(names) == 1 else "are"
+        warnings.warn(f"{files.root}/{folder}{first_of(names)} {verb} {why}", stacklevel=5)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are, as in "a.png and 2 more"."""
+    return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 # ------------------------------------------------------------------------------------------------- the packed pixels

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ferlab.benchmarks import IMAGE_ENDINGS, MAX_PIXELS, UNREAD_ENDINGS, plain_picture
+from ferlab.benchmarks import IMAGE_ENDINGS, MAX_PIXELS, UNREAD_ENDINGS, first_of, plain_picture
 from ferlab.errors import FerlabError
 
 SEARCHED = 1024  # pixels of the longer side of what the detector sees
@@ -43,8 +43,7 @@ def photos_in(folder: str | Path, within: bool = False) -> list[Path]:
     if not found and not unread:
         raise FerlabError(f"There are no photos in {folder}: give a folder that holds some, or the photos themselves.")
     if unread:
-        some = unread[0].name + (f" and {len(unread) - 1:,} more" if len(unread) > 1 else "")
-        why = "of kinds that are not read: save as JPEG."
+        some, why = first_of([path.name for path in unread]), "of kinds that are not read: save as JPEG."
         if not found:
             raise FerlabError(f"There is only {some} in {folder}, {why}")
         warnings.warn(f"{folder} also holds {some}, {why}", stacklevel=2)

@@ -171,12 +171,11 @@ class Run:
     def has_checkpoint(self) -> bool:
         return (self.directory / "checkpoint.pt").is_file()
 
-    def same_warm_up(self, config: Config, faces: str) -> tuple[Path, dict, list[dict]] | None:
-        """File, checkpoint and records of a finished warm-up that a run here with these settings and training faces
-        (``FaceSet.fingerprint``) would only repeat, from among the runs beside this one; None if there is none.
+    def same_warm_up(self, config: Config, here: dict) -> tuple[Path, dict, list[dict]] | None:
+        """File, checkpoint and records of a finished warm-up that a run with these settings would only repeat, from
+        among the runs beside this one; None if there is none.
 
-        One of other versions, another commit, device or precision is not a mere repetition."""
-        here = {"fingerprint": faces} | environment(config)
+        here: what its record has to tell, too: the ``environment`` and the training faces' fingerprint."""
         for kept in sorted(self.directory.parent.glob("*/warm_up.pt")):
             run = Run(kept.parent)
             with suppress(FerlabError):  # a run of another version, or a damaged one

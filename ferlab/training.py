@@ -321,14 +321,15 @@ class Trainer:
                                     "another --run directory or delete it.")
             self._resume(run.directory / "checkpoint.pt", run.read_checkpoint(), run.metrics)
             return
-        if self.share_warm_up and (warm_up := run.same_warm_up(self.config, fingerprint)):
+        here = environment(self.config) | {"fingerprint": fingerprint}
+        if self.share_warm_up and (warm_up := run.same_warm_up(self.config, here)):
             self._resume(*warm_up)
         if not self.leads:
             return
-        write_json(run.directory / "environment.json", environment(self.config) | {
+        write_json(run.directory / "environment.json", here | {
             "dataset": train.dataset, "rule": train.rule, "noise": train.noise, "classes": list(train.classes),
             "faces": {name: len(faces) for name, faces in self.splits._asdict().items() if faces is not None},
-            "fingerprint": fingerprint, **method,
+            **method,
             "skipped": {name: list(faces.skipped) for name, faces in self.splits.with_faces().items() if faces.skipped},
         })
         write_json(run.directory / "config.json", vars(self.config))
@@ -450,11 +451,16 @@ def method_class(name: str) -> type[Method]:
     return last[0]
 
 
+def _comparators_of(name: str) -> list[type]:
+    """The classes of ferlab/comparators that a method is made of, itself first."""
+    return [owner for owner in method_class(name).__mro__ if owner.__module__.startswith("ferlab.comparators.")]
+
+
 def method_source(name: str) -> str | None:
     """A digest of the code, without its docstrings and comments, of a method in ferlab/comparators, with the methods
     there that it is made of; None for others."""
-    modules = [m for m in dict.fromkeys(owner.__module__ for owner in method_class(name).__mro__)
-               if m.startswith("ferlab.comparators.") and not m.endswith("._parts")]
+    modules = [module for module in dict.fromkeys(owner.__module__ for owner in _comparators_of(name))
+               if not module.endswith("._parts")]
     if not modules:
         return None
     code = []
@@ -475,8 +481,7 @@ def own_settings(config: Config) -> dict[str, Any]:
     They are the constants of a comparator's class, some of them changed by ``config.own``. Raises FerlabError for a
     method that does not exist, for a change of what it does not have, and for a value of another kind.
     """
-    owners = [owner for owner in reversed(method_class(config.method).__mro__)
-              if owner.__module__.startswith("ferlab.comparators.")]
+    owners = _comparators_of(config.method)[::-1]
     fixed = {key for owner in owners if owner.__module__.endswith("._parts") for key in vars(owner)}
     found = {key: value for owner in owners for key, value in vars(owner).items()
              if not key.startswith("_") and key not in fixed and isinstance(value, int | float | tuple)}

@@ -124,6 +124,6 @@ def test_a_warm_up_of_another_commit_or_machine_is_not_shared(lesson):
     told = json.loads((full.run.directory / "environment.json").read_text())
     for key in ("commit", "torch", "device", "precision"):
         (full.run.directory / "environment.json").write_text(json.dumps(told | {key: "another"}))
-        assert full.run.same_warm_up(full.config.replace(epochs=5), told["fingerprint"]) is None, key
+        assert full.run.same_warm_up(full.config.replace(epochs=5), told) is None, key
     (full.run.directory / "environment.json").write_text(json.dumps(told))
-    assert full.run.same_warm_up(full.config.replace(epochs=5), told["fingerprint"]) is not None
+    assert full.run.same_warm_up(full.config.replace(epochs=5), told) is not None
