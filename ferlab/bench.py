@@ -59,6 +59,7 @@ PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {  # of a grid file: wheth
     "data": (lambda value: isinstance(value, str), 'a data set, such as "rendered"'),
     "options": (lambda value: isinstance(value, dict), 'options by name, such as {"size": 48}'),
     "profile": (lambda value: isinstance(value, str), 'a profile, such as "quick"'),
+    "settings": (lambda value: isinstance(value, dict), 'settings of every training, such as {"batch_size": 64}'),
     "seeds": (lambda value: isinstance(value, list), "a list of whole numbers, such as [0, 1, 2]"),
     "noise": (_pairs, 'a list of kinds and rates, such as [["none", 0.0], ["symmetric", 0.3]]'),
     "methods": (_named_settings, 'settings by name, such as {"full": {"method": "drfer"}}'),
@@ -112,7 +113,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
     except (OSError, ValueError) as error:
         raise FerlabError(f"{path} is no grid file ({type(error).__name__}: {error}); see those in benchmarks/."
                           ) from error
-    lacking = PARTS.keys() - {"options"} - grid.keys() if isinstance(grid, dict) else PARTS
+    lacking = PARTS.keys() - {"options", "settings"} - grid.keys() if isinstance(grid, dict) else PARTS
     if lacking:
         raise FerlabError(f"{path} is no grid file: it lacks {', '.join(sorted(lacking))}; see those in benchmarks/.")
 
@@ -128,7 +129,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
             raise FerlabError(f"{line(part)}: {part} is {repr(grid[part])[:60]}: give {words}.")
     cells = [
         Cell(grid["name"], grid["data"], root, grid.get("options", {}), grid["profile"], noise, rate, method,
-             schedule, settings | times, seed)
+             schedule, grid.get("settings", {}) | settings | times, seed)
         for seed in grid["seeds"] for noise, rate in grid["noise"] for method, settings in grid["methods"].items()
         for schedule, times in grid["schedules"].items()
     ]
@@ -144,6 +145,7 @@ def read_grid(path: Path, root: str | Path | None = None) -> list[Cell]:
         ("profile", "profile", [grid["profile"]], PROFILES),
         ("option", "options", grid.get("options", {}), (*HOW_READ, "size", *benchmarks.OPTIONS)),
         ("noise", "noise", [kind for kind, _ in grid["noise"]], ("none", "given", *NOISE_KINDS)),
+        ("setting", "settings", grid.get("settings", {}), settings),
         *(("setting", section, each, settings) for section in ("methods", "schedules")
           for each in grid[section].values()),
         ("method", "methods", [cell.settings.get("method", "drfer") for cell in cells], comparators.METHODS),

@@ -843,15 +843,15 @@ def bench(grid: Path, root: Path | None, results: Path, runs: Path, jobs: int, o
 
     A grid names its data set and options (as --option; "holdout" of a set in two parts), profile, seeds, kinds and
     rates of noise, methods with their settings, and schedules, settings of which every method tries each with the first
-    seed; the others take the one that did best on the validation split. The tables of ferlab report compare with the
-    method that the grid calls "plain":
+    seed; the others take the one that did best on the validation split. "settings" may hold what they all share. The
+    tables of ferlab report compare with the method that the grid calls "plain":
 
     \b
     {"name": "rafdb", "data": "rafdb", "options": {"holdout": 0.1},
      "profile": "quick", "seeds": [0, 1, 2],
      "noise": [["none", 0.0], ["symmetric", 0.3]],
      "methods": {"plain": {"method": "plain"}, "full": {"method": "drfer"}},
-     "schedules": {"short": {"epochs": 44}, "long": {"epochs": 74}}}
+     "schedules": {"short": {"epochs": 36}, "long": {"epochs": 66}}}
     """
     from ferlab.bench import read_failures, read_grid, run_grid
 

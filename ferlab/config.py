@@ -194,14 +194,17 @@ RANGES = [
       "consistency_weight", "relabel_weight"), lambda v: 0 <= v < inf, "a number that is not negative"),
 ]
 
-_drfer = Config(label_smoothing=0.1)  # the others: none
+_drfer = Config(label_smoothing=0.1, views=2, consistency_weight=5)
 PROFILES = {
     "smoke": _drfer.replace(epochs=3, warm_up=1, interval=1, batch_size=64, size=32),
-    "quick": _drfer,
+    "quick": _drfer.replace(epochs=36, warm_up=26, interval=10, batch_size=64, learning_rate=2e-3, robustness=0),
     "full": _drfer.replace(backbone="resnet18", size=96, batch_size=128, epochs=90, warm_up=40, interval=25),
 }
 
-BASELINE_EPOCHS = {"smoke": 3, "quick": 30, "full": 60}  # of methods that have no rounds
+# what differs for methods that have no rounds
+BASELINES: dict[str, dict[str, Any]] = {
+    "smoke": {"epochs": 3}, "quick": {"epochs": 30, "batch_size": 32, "learning_rate": 1.5e-3}, "full": {"epochs": 60},
+}
 
 
 def profile_name(name: str | None = None) -> str:
@@ -222,12 +225,13 @@ def profile_name(name: str | None = None) -> str:
 def profile(name: str | None = None, **changes) -> Config:
     """The settings of a profile (see ``profile_name``), with some changed.
 
-    Where these do not say otherwise, methods that are not made of DR-FER train without label smoothing and for
-    ``BASELINE_EPOCHS``: more only teaches them the wrong labels by heart.
+    Where these do not say otherwise, methods that are not made of DR-FER train with one view of a face, without label
+    smoothing, and with the profile's ``BASELINES``: more epochs only teach them the wrong labels by heart.
     """
     name = profile_name(name)
     if not extends_drfer(changes.get("method", "drfer")):
-        changes = {"epochs": BASELINE_EPOCHS[name], "label_smoothing": 0.0, **changes}
+        usual = {"label_smoothing": 0.0, "views": 1, "consistency_weight": 0.0}
+        changes = usual | BASELINES[name] | changes
     return PROFILES[name].replace(**changes)
 
 

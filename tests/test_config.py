@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ferlab.config import BASELINE_EPOCHS, PROFILES, Config, profile, profile_name
+from ferlab.config import BASELINES, PROFILES, Config, profile, profile_name
 from ferlab.errors import FerlabError
 
 
@@ -58,7 +58,8 @@ def test_profile_is_the_argument_then_the_variable_then_the_machine(monkeypatch)
     monkeypatch.setenv("FERLAB_PROFILE", "smoke")
     assert profile_name("quick") == "quick" and profile_name() == "smoke"
     assert profile(epochs=2) == PROFILES["smoke"].replace(epochs=2)
-    rival = PROFILES["smoke"].replace(method="scn", epochs=BASELINE_EPOCHS["smoke"], label_smoothing=0)
+    rival = PROFILES["smoke"].replace(method="scn", label_smoothing=0, views=1, consistency_weight=0,
+                                      **BASELINES["smoke"])
     assert profile(method="scn") == rival and profile().label_smoothing > 0
     assert profile(method="plain", epochs=7, label_smoothing=0.2) == rival.replace(
         method="plain", epochs=7, label_smoothing=0.2)

@@ -56,7 +56,8 @@ def test_other_settings_or_labels_are_another_training(lesson):
 
 def test_other_methods_have_a_schedule_of_their_own(lesson, monkeypatch):
     monkeypatch.setenv("FERLAB_PROFILE", "quick")
-    assert lesson.settings(method="plain").epochs < lesson.settings().epochs == profile("quick").epochs
+    assert lesson.settings(method="plain").epochs < profile("quick", method="plain").epochs
+    assert lesson.settings().views == 1 < profile("quick").views and lesson.settings(views=2).views == 2
     assert lesson.settings(method="plain", epochs=7).epochs == 7
 
 

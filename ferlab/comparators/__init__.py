@@ -1,7 +1,7 @@
 """The methods that DR-FER is compared with, one file each, in the same training loop: ``ferlab train --method NAME``.
 
 All see the same faces and augmentation, train for the same number of epochs where none is asked for
-(``config.BASELINE_EPOCHS``), and grow from the same backbone; each file says what is the paper's ("source"), what is
+(``config.BASELINES``), and grow from the same backbone; each file says what is the paper's ("source"), what is
 ours, and what was left out. A method's own settings are attributes of its class. A file NAME.py with a subclass of
 ``training.Method`` adds a method (of several the one that no other there is made of); files that begin with _ are
 shared parts.
