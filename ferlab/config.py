@@ -107,7 +107,7 @@ class Config:
             raise FerlabError(f"size is {self.size} pixels: give a multiple of 16, at least 32.")
         if self.consistency_weight and self.views < 2:
             raise FerlabError(f"consistency_weight is {self.consistency_weight}, but there is nothing to compare: give "
-                              "views=2, or more.")
+                              "views=2, or more, or consistency_weight=0.")
         if self.local_dimensions % self.attention_maps:
             raise FerlabError(
                 f"local_dimensions is {self.local_dimensions}: give a multiple of {self.attention_maps} attention_maps."

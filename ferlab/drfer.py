@@ -105,8 +105,8 @@ class DRFERMethod(Method):
     for, consistency_weight * ``disagreement`` (ours). MIM sees a share of each batch (``mask_share``; ours), and clean
     faces have soft labels, too, unless ``keep_given`` leaves them theirs (ours).
 
-    Until the first split, the generalised cross-entropy of all given labels stands in the place of both CE (ours); to
-    the end, and label_smoothing is not obeyed, where split is "off" and robustness above 0.
+    With robustness above 0 the generalised cross-entropy of all given labels stands in the place of both CE until the
+    first split (ours); to the end, and label_smoothing is not obeyed, where split is "off".
 
     clean_probability: [N], 1 before the first split; noisy: bool [N]; history: [E, N], the losses collected so far;
     confusion: [C, C], P(given | true), where ``keep_given`` is "posterior" (rows weighed if ``aligned``).

@@ -53,7 +53,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 STYLES = [(colour, DASHES[(i + turn) % 5], "osD^v"[(i + turn) % 5])  # colour, dash, marker: no two alike
           for turn in range(5) for i, colour in enumerate(LINES)]
 # What several pictures show has one colour in all of them, whatever else is there: a place in STYLES.
-FIXED = {r"^plain": 0, r"^(DR-FER|full|softer|two views)|\bwith (MIM|DCL)": 1, r"\bwithout |^no |^symmetric": 2,
+FIXED = {r"^plain": 0, r"^(DR-FER|full|quick|softer|two views)|\bwith (MIM|DCL)": 1, r"\bwithout |^no |^symmetric": 2,
          r"^none": 3, r"^annotators": 4}
 YARDSTICK = ("#777777", ":", "X")  # of what others are measured by
 STYLE: Any = {

@@ -297,7 +297,8 @@ def test_two_processes_share_a_grid(tmp_path):
     ({"noise": [["loud", 0.1]]}, 'no noise "loud".*symmetric'), ({"profile": "slow"}, 'no profile "slow".*quick'),
     ({"methods": {"x": {"method": "scm"}}}, 'no method "scm".*scn'),
     ({"schedules": {"x": {"epoch": 3}}}, 'no setting "epoch".*epochs'),
-    ({"schedules": {"x": {"seed": 3}}}, 'no setting "seed"'),
+    ({"schedules": {"x": {"seed": 3}}}, 'no setting "seed"'), ({"settings": {"epoch": 3}}, 'no setting "epoch"'),
+    ({"settings": ["views"]}, "settings is .'views'.: give settings of every training, such as"),
     ({"options": {"trian": 48}}, 'no option "trian".*train'),
     ({"methods": {"x": {"method": "scn", "own": {"margin": 1}}}}, 'line 1: .*no setting own.margin: .*rank_margin'),
     ({"methods": {"x": {"method": "scn", "own": 1}}}, 'line 1: .*own is 1'),
@@ -319,6 +320,14 @@ def test_two_processes_share_a_grid(tmp_path):
 def test_what_is_wrong_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
         read_grid(grid_file(tmp_path, **changes))
+
+
+def test_settings_of_a_grid_are_every_trainings_unless_its_own_differ(tmp_path):
+    grid = {"settings": {"epochs": 7, "views": 1, "consistency_weight": 0}, "schedules": {"one": {"warm_up": 2}},
+            "methods": {"one": {"method": "drfer"}, "two": {"method": "drfer", "views": 2}, "scn": {"method": "scn"}}}
+    found = {cell.method: cell.config() for cell in read_grid(grid_file(tmp_path, **grid))}
+    assert {(c.epochs, c.warm_up) for c in found.values()} == {(7, 2)}
+    assert [found[name].views for name in grid["methods"]] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("change, told", [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ferlab.errors import FerlabError
 from ferlab.evaluation import evaluate, most_taken_for
 from ferlab.explorer import judged_faces
 from ferlab.metrics import balanced, by_agreement, jensen_shannon
+from ferlab.mixture import ClassMixture
 from ferlab.runs import Run
 
 
@@ -67,6 +69,13 @@ def test_new_labels_by_a_network_that_has_not_learned_are_told(ferlab, toy_faces
     outcome = ferlab("train", "--data", "folder", "--root", toy_faces, "--run", tmp_path / "run", "--profile", "smoke",
                      "--set", "epochs=2", "--set", "warm_up=1", "--set", "interval=1", "--set", "learning_rate=1e-7")
     assert outcome.code == 0 and "hardly learned, and its new labels are not to be trusted" in outcome.out
+
+
+def test_that_no_label_is_suspected_is_told(ferlab, toy_faces: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(ClassMixture, "_split", lambda self, losses: (None, "not separated"))
+    outcome = ferlab("train", "--data", "folder", "--root", toy_faces, "--run", tmp_path / "run", "--profile", "smoke",
+                     "--set", "batch_size=16", "--set", "epochs=6", "--set", "warm_up=4", "--set", "interval=2")
+    assert outcome.code == 0 and re.search(r"No label is suspected.* gives \d+\.\d % of the training", outcome.out)
 
 
 def test_training_again_after_the_end_changes_nothing(ferlab, toy_faces: Path, tmp_path: Path):

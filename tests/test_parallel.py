@@ -79,7 +79,7 @@ def test_two_processes_go_on_from_a_checkpoint(runs):
 
 @pytest.mark.parametrize("method, size, told", [
     ("plain", 15, "batch_size is 15: give a multiple of the 2 processes."),
-    ("drfer", 12, "3 faces of a batch (or of the share of it that is masked) cannot be parted equally"),
+    ("drfer", 10, "5 faces of a batch (or of the share of it that is masked) cannot be parted equally"),
 ])
 def test_a_batch_that_the_processes_cannot_share_is_refused(runs, method, size, told):
     done, run = runs(method, "two, unequal", f"batch_size={size}", "epochs=2", "warm_up=1")
