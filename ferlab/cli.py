@@ -196,10 +196,9 @@ def train(name: str, root: Path | None, rule: str | None, skip_bad: bool, option
                    "most labels are wrong, it has hardly learned, and its new labels are not to be trusted: it needs "
                    "more epochs (--set epochs=...) or more faces.")
     elif splits_made and set(splits_made[-1]["status"].values()) == {"not separated"}:
-        click.echo("No label is suspected, as the losses make one heap. Either the labels are right, or the wrong ones "
-                   f"were learned by heart (the network gives {percent(agreement)} of the training faces their label): "
-                   "then split sooner (--set warm_up=...), or have it learn them later (--set robustness=0.5 --set "
-                   "augmentation=1).")
+        click.echo("No label is suspected, as the losses make one heap. Either the labels are right, or wrong ones "
+                   f"were learned with the others (the network gives {percent(agreement)} of the training faces their "
+                   "label): then split sooner, and vary the faces more (--set warm_up=... --set augmentation=1).")
     split = "test" if splits.test is not None else "valid" if splits.valid is not None else "train"
     click.echo(f"Next: ferlab evaluate --run {run.directory} --split {split}")
 
