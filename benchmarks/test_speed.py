@@ -21,7 +21,7 @@ from torchvision import datasets, transforms
 
 from ferlab import benchmarks
 from ferlab.augment import augment
-from ferlab.config import profile
+from ferlab.config import ONE_VIEW, profile
 from ferlab.data import FaceSet, Splits
 from ferlab.mixture import ClassMixture
 from ferlab.retrieval import class_average_precision
@@ -130,7 +130,7 @@ def test_training_step(benchmark, method):
     settings = profile("quick", method=method.split(",")[0], masked_modelling="no MIM" not in method,
                        contrastive="no DCL" not in method)
     if "one view" in method:
-        settings = settings.replace(views=1, consistency_weight=0)
+        settings = settings.replace(**ONE_VIEW)
     trainer = Trainer(settings, Splits(some_faces(64), None, None))
     images, index = next(trainer.batches(trainer.train, torch.arange(32), 32))
     images = images.repeat(settings.views, 1, 1, 1).contiguous(memory_format=torch.channels_last)

@@ -201,6 +201,8 @@ PROFILES = {
     "full": _drfer.replace(backbone="resnet18", size=96, batch_size=128, epochs=90, warm_up=40, interval=25),
 }
 
+ONE_VIEW = {"views": 1, "consistency_weight": 0.0}  # each face once a batch, as the source and other methods have it
+
 # what differs for methods that have no rounds
 BASELINES: dict[str, dict[str, Any]] = {
     "smoke": {"epochs": 3}, "quick": {"epochs": 30, "batch_size": 32, "learning_rate": 1.5e-3}, "full": {"epochs": 60},
@@ -230,8 +232,7 @@ def profile(name: str | None = None, **changes) -> Config:
     """
     name = profile_name(name)
     if not extends_drfer(changes.get("method", "drfer")):
-        usual = {"label_smoothing": 0.0, "views": 1, "consistency_weight": 0.0}
-        changes = usual | BASELINES[name] | changes
+        changes = ONE_VIEW | {"label_smoothing": 0.0} | BASELINES[name] | changes
     return PROFILES[name].replace(**changes)
 
 

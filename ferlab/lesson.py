@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ferlab import benchmarks
-from ferlab.config import Config, extends_drfer, profile, profile_name
+from ferlab.config import ONE_VIEW, Config, extends_drfer, profile, profile_name
 from ferlab.data import FaceSet, Splits
 from ferlab.errors import FerlabError
 from ferlab.training import Trainer, train
 
 FACES = {"smoke": (320, 80, 80), "quick": (2400, 1000, 1500), "full": (None, None, None)}  # at most, by split
-EPOCHS_WITHOUT_ROUNDS = {"quick": 24}  # fewer than the profile's: there are fewer faces
 
-# as the source has it, with one view of each face, and so with the robust loss and a schedule of its own
-ONE_VIEW = {"views": 1, "consistency_weight": 0.0, "robustness": 0.5}
-ONE_VIEW_SCHEDULE = {"quick": {"epochs": 44, "warm_up": 24, "interval": 10, "batch_size": 32, "learning_rate": 1.5e-3}}
+# What differs from the profile: DR-FER of one view needs more epochs and the robust loss; methods without rounds need
+# fewer, as there are fewer faces.
+ROUNDS: dict[str, dict[str, Any]] = {"quick": {
+    "epochs": 44, "warm_up": 24, "interval": 10, "batch_size": 32, "learning_rate": 1.5e-3, "robustness": 0.5}}
+WITHOUT_ROUNDS: dict[str, dict[str, Any]] = {"quick": {"epochs": 24}}
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,9 @@ class Lesson:
         return Splits(train, valid, test)
 
     def settings(self, **changes) -> Config:
-        """The profile's settings, but of one view of each face, with some changed; methods not made of DR-FER have the
-        lesson's epochs."""
-        scale = profile_name()
-        if extends_drfer(changes.get("method", "drfer")):
-            usual = ONE_VIEW | ONE_VIEW_SCHEDULE.get(scale, {})
-        else:
-            usual = {"epochs": EPOCHS_WITHOUT_ROUNDS[scale]} if scale in EPOCHS_WITHOUT_ROUNDS else {}
-        return profile(**{"seed": self.seed} | usual | changes)
+        """The profile's settings with one view of each face and the lesson's epochs, some of them changed."""
+        usual = ROUNDS if extends_drfer(changes.get("method", "drfer")) else WITHOUT_ROUNDS
+        return profile(**{"seed": self.seed} | ONE_VIEW | usual.get(profile_name(), {}) | changes)
 
     def train(self, faces: FaceSet | None = None, **changes) -> Trainer:
         """Train with the lesson's settings, some changed; a training with the same settings and faces is only loaded.

@@ -41,7 +41,7 @@ from ferlab.bench import (
     update_readme,
     where,
 )
-from ferlab.config import profile
+from ferlab.config import obeyed, profile
 from ferlab.errors import BusyError, FerlabError, WriteError
 from ferlab.explorer import judged_faces
 from ferlab.runs import Run
@@ -320,6 +320,14 @@ def test_two_processes_share_a_grid(tmp_path):
 def test_what_is_wrong_in_a_grid_file_is_told_with_its_line(tmp_path, changes, told):
     with pytest.raises(FerlabError, match=told):
         read_grid(grid_file(tmp_path, **changes))
+
+
+def test_what_committed_grids_call_quick_is_the_profile():
+    cells = [cell for path in GRIDS for cell in read_grid(path, "root")
+             if cell.schedule == "as the profile" and cell.method in ("quick", "plain")]
+    assert {cell.data for cell in cells} == {"rendered", "ferplus", "fer2013"}
+    for config in (cell.config() for cell in cells):
+        assert obeyed(vars(config)) == obeyed(vars(profile("quick", method=config.method)))
 
 
 def test_settings_of_a_grid_are_every_trainings_unless_its_own_differ(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ferlab.config import profile
+from ferlab.drfer import split_epochs
 from ferlab.lesson import FACES, Lesson
 
 
@@ -56,6 +57,8 @@ def test_other_settings_or_labels_are_another_training(lesson):
 
 def test_other_methods_have_a_schedule_of_their_own(lesson, monkeypatch):
     monkeypatch.setenv("FERLAB_PROFILE", "quick")
+    rounds = lesson.settings()
+    assert lesson.settings(method="plain").epochs < rounds.epochs == split_epochs(rounds)[-1]
     assert lesson.settings(method="plain").epochs < profile("quick", method="plain").epochs
     assert lesson.settings().views == 1 < profile("quick").views and lesson.settings(views=2).views == 2
     assert lesson.settings(method="plain", epochs=7).epochs == 7
